@@ -3,8 +3,8 @@
 // comments are those of doc/proto.md of NetworkBlockDevice/nbd; "ext" marks what its branch
 // extension-ext-header defines. Everything on the wire is big-endian.
 //
-// The enums are plain ones over fixed-width integers: a field read from the wire may hold any value,
-// and compares with these names without a cast.
+// The enums are plain ones over fixed-width integers: a field read from the wire may hold any
+// value, and compares with these names without a cast.
 #pragma once
 
 #include <cstddef>
@@ -24,8 +24,8 @@ inline constexpr uint32_t kExtendedRequestMagic = 0x21e41c71;  // NBD_EXTENDED_R
 inline constexpr uint32_t kExtendedReplyMagic = 0x6e8a278c;    // NBD_EXTENDED_REPLY_MAGIC (ext)
 
 // Limits. What the specification gives is named; the rest is ours.
-inline constexpr uint16_t kPort = 10809;             // IANA
-inline constexpr size_t kStringLengthMax = 4096;     // "Conventions": bytes of any string
+inline constexpr uint16_t kPort = 10809;              // IANA
+inline constexpr size_t kStringLengthMax = 4096;      // "Conventions": bytes of any string
 inline constexpr size_t kOldstyleReservedSize = 124;  // zeroes after EXPORT_NAME and oldstyle
 // A READ or WRITE may carry this much; a longer READ is an error, a longer WRITE a disconnect.
 inline constexpr uint32_t kPayloadAcceptedMax = 64u << 20;
@@ -71,21 +71,21 @@ enum Option : uint32_t {
 
 // "Option reply types": u32. Errors have bit 31 set and may carry a text.
 enum OptionReply : uint32_t {
-  kRepAck = 1,                                // NBD_REP_ACK
-  kRepServer = 2,                             // NBD_REP_SERVER
-  kRepInfo = 3,                               // NBD_REP_INFO
-  kRepMetaContext = 4,                        // NBD_REP_META_CONTEXT
-  kRepErrorBit = 1u << 31,                    // set in every error
-  kRepErrUnsup = kRepErrorBit + 1,            // NBD_REP_ERR_UNSUP
-  kRepErrPolicy = kRepErrorBit + 2,           // NBD_REP_ERR_POLICY
-  kRepErrInvalid = kRepErrorBit + 3,          // NBD_REP_ERR_INVALID
-  kRepErrPlatform = kRepErrorBit + 4,         // NBD_REP_ERR_PLATFORM
-  kRepErrTlsReqd = kRepErrorBit + 5,          // NBD_REP_ERR_TLS_REQD
-  kRepErrUnknown = kRepErrorBit + 6,          // NBD_REP_ERR_UNKNOWN
-  kRepErrShutdown = kRepErrorBit + 7,         // NBD_REP_ERR_SHUTDOWN
-  kRepErrBlockSizeReqd = kRepErrorBit + 8,    // NBD_REP_ERR_BLOCK_SIZE_REQD
-  kRepErrTooBig = kRepErrorBit + 9,           // NBD_REP_ERR_TOO_BIG
-  kRepErrExtHeaderReqd = kRepErrorBit + 10,   // NBD_REP_ERR_EXT_HEADER_REQD (ext)
+  kRepAck = 1,                               // NBD_REP_ACK
+  kRepServer = 2,                            // NBD_REP_SERVER
+  kRepInfo = 3,                              // NBD_REP_INFO
+  kRepMetaContext = 4,                       // NBD_REP_META_CONTEXT
+  kRepErrorBit = 1u << 31,                   // set in every error
+  kRepErrUnsup = kRepErrorBit + 1,           // NBD_REP_ERR_UNSUP
+  kRepErrPolicy = kRepErrorBit + 2,          // NBD_REP_ERR_POLICY
+  kRepErrInvalid = kRepErrorBit + 3,         // NBD_REP_ERR_INVALID
+  kRepErrPlatform = kRepErrorBit + 4,        // NBD_REP_ERR_PLATFORM
+  kRepErrTlsReqd = kRepErrorBit + 5,         // NBD_REP_ERR_TLS_REQD
+  kRepErrUnknown = kRepErrorBit + 6,         // NBD_REP_ERR_UNKNOWN
+  kRepErrShutdown = kRepErrorBit + 7,        // NBD_REP_ERR_SHUTDOWN
+  kRepErrBlockSizeReqd = kRepErrorBit + 8,   // NBD_REP_ERR_BLOCK_SIZE_REQD
+  kRepErrTooBig = kRepErrorBit + 9,          // NBD_REP_ERR_TOO_BIG
+  kRepErrExtHeaderReqd = kRepErrorBit + 10,  // NBD_REP_ERR_EXT_HEADER_REQD (ext)
 };
 
 // "NBD_INFO information types": u16.
