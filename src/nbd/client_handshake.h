@@ -100,7 +100,7 @@ class ClientHandshake {
     kOldstyleRest,    // 136 bytes: size, flags, zeroes
     kHandshakeFlags,  // 2 bytes
     kReplyHeader,     // 20 bytes
-    kReplyData,       // reply_length_ bytes
+    kReplyData,       // as long as the header says
     kExportReply,     // of EXPORT_NAME: 10 bytes, and 124 zeroes
     kOver,
   };
@@ -114,18 +114,16 @@ class ClientHandshake {
   void on_server_reply();
   void on_info_reply();
   void on_meta_context_reply();
-  void on_option_end(bool accepted);
+  void on_ack();
+  void on_refusal();
   void on_export_reply();
   void start();          // the first option
-  void after_headers();  // SET_META_CONTEXT or the goal
+  void after_headers();  // SET_META_CONTEXT, or the goal
   void send_goal();
-  void send_option(uint32_t option, ByteSpan data);
-  void send_info_or_go(uint32_t option);
-  void send_set_meta_context();
   void send_export_name();
+  void send_option(uint32_t option, ByteSpan data);
   void done();
   void fail(std::string error);
-  void refused();
 
   const ClientConfig config_;
   Status status_ = Status::kNegotiating;
@@ -142,7 +140,6 @@ class ClientHandshake {
   bool info_export_seen_ = false;
   uint32_t option_ = 0;      // to which replies are awaited
   uint32_t reply_type_ = 0;  // of the reply that is being read
-  uint32_t reply_length_ = 0;
 };
 
 }  // namespace weft::nbd

@@ -159,24 +159,25 @@ class ServerHandshake {
 
   void on_client_flags();
   void on_option_header();
+  void on_option();
+  void on_structured_reply();
+  void on_extended_headers();
   void on_option_data();
-  void on_export_name();
   void on_info_or_go();
   void on_meta_context();
   void next_option();
   void close(CloseCause cause, std::string reason);
-  void establish(const ExportInfo& info);
+  void establish(const ExportInfo& info, const std::string& name);
   void want_export(std::string_view name, ExportQuery query);
-  void expect_data(size_t size);
-  void skip_and_reply(uint32_t reply, std::string_view text);
+  void expect(State state, size_t size);
+  void skip_and_reply(uint32_t error, std::string_view text);
   [[nodiscard]] bool selection_holds_for(std::string_view name) const;
   [[nodiscard]] uint16_t flags_for(const ExportInfo& info, std::string_view name) const;
 
   std::byte* reply(uint32_t type, size_t length);  // appends a header and `length` bytes to fill
   void reply_ack();
   void reply_error(uint32_t error, std::string_view text);
-  void reply_meta_context(uint32_t id);
-  void reply_infos(const ExportInfo& info);
+  void reply_infos(const ExportInfo& info, std::string_view name);
 
   const ServerHandshakeOptions options_;
   State state_ = State::kClientFlags;
@@ -203,7 +204,7 @@ class ServerHandshake {
   bool shutting_down_ = false;
 
   // Of the pending option.
-  std::vector<uint16_t> requested_infos_;
+  uint32_t requested_infos_ = 0;  // bit n: InfoType n
   bool base_allocation_matches_ = false;
 };
 

@@ -158,10 +158,10 @@ struct BlockStatusPayload {
 std::byte* encode_block_status_payload(std::byte* to, const BlockStatusPayload& payload);
 
 // Checks a BLOCK_STATUS that check_request let pass with a payload, and sets request.length to the
-// effect length. `report` says whether base:allocation is to be reported: a client may send no id
-// at all, and then gets a success without status chunks.
+// effect length. A wrong size, an id that is unknown or there twice, and no id at all are EINVAL.
+// So a request that passes wants base:allocation reported, as one without a payload does.
 [[nodiscard]] Check check_block_status(Request& request, ByteSpan payload,
-                                       const TransmissionRules& rules, bool& report);
+                                       const TransmissionRules& rules);
 
 // ---------------------------------------------------------------------------------------------
 // Replies: headers ("Simple reply message", "Structured reply chunk message", ext "Extended reply
