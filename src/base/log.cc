@@ -35,20 +35,28 @@ State& state() {
 
 const char* word(Level level) {
   switch (level) {
-    case Level::kError: return "error";
-    case Level::kWarning: return "warning";
-    case Level::kInfo: return "info";
-    case Level::kDebug: return "debug";
+    case Level::kError:
+      return "error";
+    case Level::kWarning:
+      return "warning";
+    case Level::kInfo:
+      return "info";
+    case Level::kDebug:
+      return "debug";
   }
   return "?";
 }
 
 int syslog_priority(Level level) {
   switch (level) {
-    case Level::kError: return LOG_ERR;
-    case Level::kWarning: return LOG_WARNING;
-    case Level::kInfo: return LOG_INFO;
-    case Level::kDebug: return LOG_DEBUG;
+    case Level::kError:
+      return LOG_ERR;
+    case Level::kWarning:
+      return LOG_WARNING;
+    case Level::kInfo:
+      return LOG_INFO;
+    case Level::kDebug:
+      return LOG_DEBUG;
   }
   return LOG_ERR;
 }
@@ -66,8 +74,8 @@ void configure(const Options& options) {
   if (options.target == Target::kFile) {
     file = Fd(::open(options.path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644));
     if (!file) {
-      throw ConfigError(fmt::format("--log={}: cannot open the log file: {}", options.path,
-                                    errno_text(errno)));
+      throw ConfigError(
+          fmt::format("--log={}: cannot open the log file: {}", options.path, errno_text(errno)));
     }
   }
   s.options = options;
@@ -77,7 +85,9 @@ void configure(const Options& options) {
   }
 }
 
-bool verbose() { return state().options.verbose; }
+bool verbose() {
+  return state().options.verbose;
+}
 
 void write(Level level, std::string_view text) {
   const int saved = errno;
@@ -87,9 +97,14 @@ void write(Level level, std::string_view text) {
     write_line(STDERR_FILENO, line);
   } else {
     switch (s.options.target) {
-      case Target::kStderr: write_line(STDERR_FILENO, line); break;
-      case Target::kFile: write_line(s.file.get(), line); break;
-      case Target::kNull: break;
+      case Target::kStderr:
+        write_line(STDERR_FILENO, line);
+        break;
+      case Target::kFile:
+        write_line(s.file.get(), line);
+        break;
+      case Target::kNull:
+        break;
       case Target::kSyslog:
         ::syslog(syslog_priority(level), "%.*s", static_cast<int>(text.size()), text.data());
         break;

@@ -17,9 +17,9 @@ enum class Target { kStderr, kSyslog, kNull, kFile };
 
 struct Options {
   Target target = Target::kStderr;
-  std::string path;               // for kFile: appended to, flushed at every line
-  std::string program = "weft";   // how a line begins
-  bool verbose = false;           // print kDebug lines (always on stderr)
+  std::string path;              // for kFile: appended to, flushed at every line
+  std::string program = "weft";  // how a line begins
+  bool verbose = false;          // print kDebug lines (always on stderr)
 };
 
 // Throws ConfigError when the file cannot be opened. Call before other threads run.

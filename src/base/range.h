@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Range: `length` bytes of a disk from `offset` on. A disk ends at 2^63 - 1 at most, so that the end
-// of a valid range never wraps.
+// Range: `length` bytes of a disk from `offset` on. A disk ends at 2^63 - 1 at most, so that the
+// end of a valid range never wraps.
 #pragma once
 
 #include <algorithm>

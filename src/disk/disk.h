@@ -38,9 +38,9 @@ enum class Support : uint8_t { kNone, kEmulate, kNative };
 
 // NBD_INFO_BLOCK_SIZE. All in bytes.
 struct BlockSize {
-  uint32_t minimum = 1;             // a power of two, at most 64 KiB
-  uint32_t preferred = 4096;        // a power of two, at least minimum and 512
-  uint32_t maximum = 32u << 20;     // payload of a request
+  uint32_t minimum = 1;          // a power of two, at most 64 KiB
+  uint32_t preferred = 4096;     // a power of two, at least minimum and 512
+  uint32_t maximum = 32u << 20;  // payload of a request
   friend bool operator==(const BlockSize&, const BlockSize&) = default;
 };
 

@@ -5,7 +5,8 @@
 // The pool's threads are made on demand and shared by all lanes. A lane runs at most `limit` calls
 // at once, and says with each call how it is to be run:
 //  - kParallel: a thread of its own at once (a cold read, a sync: it waits for the device);
-//  - kBatched: in order of arrival by a thread that is already at work on this lane's batched calls,
+//  - kBatched: in order of arrival by a thread that is already at work on this lane's batched
+//  calls,
 //    if there is one (a buffered write: short work, for which waking a thread costs more than doing
 //    it). A batched call that is stuck is noticed after a millisecond and another thread takes over
 //    those queued behind it, and so on up to the limit.
@@ -114,7 +115,11 @@ struct BlockingAwaiter final : BlockingJob {
   using Value = std::invoke_result_t<F&>;
   BlockingAwaiter(Lane& the_lane, Loop& the_loop, BlockingReason the_reason, BlockingKind the_kind,
                   F function)
-      : lane(the_lane), loop(the_loop), reason(the_reason), kind(the_kind), f(std::move(function)) {}
+      : lane(the_lane),
+        loop(the_loop),
+        reason(the_reason),
+        kind(the_kind),
+        f(std::move(function)) {}
 
   [[nodiscard]] bool await_ready() const noexcept { return false; }
   void await_suspend(std::coroutine_handle<> handle) {

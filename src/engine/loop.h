@@ -82,15 +82,16 @@ class Watch {
     Watch* watch;
     Wakeup wakeup{};
     bool waiting = false;
-    bool armed = false;  // the engine will report this side
+    bool armed = false;    // the engine will report this side
+    bool pending = false;  // it was reported while nobody waited
+    bool always = false;   // the peer is gone: a call never blocks any more
   };
 
   struct Awaiter {
     Side& side;
     [[nodiscard]] bool await_ready() const noexcept;
     void await_suspend(std::coroutine_handle<> handle) noexcept;
-    // False: cancelled.
-    [[nodiscard]] bool await_resume() const noexcept;
+    bool await_resume() const noexcept;  // false: cancelled
   };
 
   // Waits until a receive or accept (a send) is worth trying: data, end of stream or an error.
@@ -108,12 +109,13 @@ class Watch {
   friend class EpollLoop;
   friend class UringLoop;
   void wake(Side& side);
+  // What the engine reports, as bits of poll(2), which are those of epoll.
+  void report(uint32_t events);
 
   Loop& loop_;
   int fd_;
   Side in_{this};
   Side out_{this};
-  bool hung_up_ = false;  // the peer is gone: waiting for input makes no sense any more
   bool cancelled_ = false;
   void* engine_data_ = nullptr;  // the engine's registration
 };
@@ -132,7 +134,7 @@ class Timer {
     [[nodiscard]] bool await_ready() const noexcept { return timer.cancelled_; }
     void await_suspend(std::coroutine_handle<> handle);
     // False: cancelled before its time.
-    [[nodiscard]] bool await_resume() const noexcept { return !timer.cancelled_; }
+    bool await_resume() const noexcept { return !timer.cancelled_; }
   };
   // One waiter at a time.
   Awaiter until(Clock::time_point when) { return {*this, when}; }
@@ -179,8 +181,8 @@ struct EngineChoice {
   std::string reason;  // for the log: "kernel 6.1 offers all that is needed"
 };
 
-// `wanted` is "auto", "io_uring" or "epoll". Throws ConfigError when io_uring is demanded and not to
-// be had (with what refused it, and the mend), or when the word is none of the three.
+// `wanted` is "auto", "io_uring" or "epoll". Throws ConfigError when io_uring is demanded and not
+// to be had (with what refused it, and the mend), or when the word is none of the three.
 EngineChoice choose_engine(std::string_view wanted);
 
 class Loop {
@@ -238,11 +240,10 @@ class Loop {
   virtual void disarm(Watch& watch) = 0;
   virtual void start(FileOperation& operation) = 0;
 
-  bool doorbell_needed() const { return sleeping_.load(std::memory_order_seq_cst); }
   BlockingPool& pool_;
 
  private:
-  void turn(bool may_wait);
+  void turn();
   void run_messages();
   void run_timers();
   void run_ready();

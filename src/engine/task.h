@@ -3,10 +3,10 @@
 //
 // A task is either *ready* (it holds its value and has no coroutine: a layer whose data is at hand
 // returns one and costs nothing) or a coroutine that has not run yet. Awaiting it starts it inline;
-// the parent suspends only if the child did. A child that finishes later resumes its parent from its
-// final suspension, and every wake-up from outside (a completion, a timer, another thread) comes
-// from the loop's ready queue: so a loop that awaits children which finish at once never grows the
-// stack, whatever the compiler and the sanitizer.
+// the parent suspends only if the child did. A child that finishes later resumes its parent from
+// its final suspension, and every wake-up from outside (a completion, a timer, another thread)
+// comes from the loop's ready queue: so a loop that awaits children which finish at once never
+// grows the stack, whatever the compiler and the sanitizer.
 //
 // A task belongs to the thread that awaits it. Destroying one that was started and has not finished
 // is a defect: cancel what it waits for, and await it.
@@ -52,9 +52,9 @@ struct PromiseBase {
     template <typename Promise>
     std::coroutine_handle<> await_suspend(std::coroutine_handle<Promise> handle) const noexcept {
       PromiseBase& promise = handle.promise();
-      if (TaskOwner* owner = promise.owner) {
+      if (TaskOwner* told = promise.owner) {
         handle.destroy();
-        owner->task_ended();
+        told->task_ended();
         return std::noop_coroutine();
       }
       // Without a continuation the parent is still in await_suspend() and sees done().
@@ -160,6 +160,8 @@ inline Task<void> Promise<void>::get_return_object() noexcept {
 }  // namespace internal
 
 // A Task<void> that is already done.
-inline Task<void> done() { co_return; }
+inline Task<void> done() {
+  co_return;
+}
 
 }  // namespace weft::engine

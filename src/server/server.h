@@ -22,15 +22,15 @@ namespace weft::server {
 
 struct Config {
   bool read_only = false;
-  bool oldstyle = false;            // -o
-  bool structured_replies = true;   // --no-sr clears it
-  bool meta_contexts = true;        // --no-mc clears it
-  uint16_t handshake_flags = 3;     // --mask-handshake: NBD_FLAG_FIXED_NEWSTYLE, NBD_FLAG_NO_ZEROES
-  bool keepalive = false;           // SO_KEEPALIVE on accepted sockets
-  uint32_t shared = 0;              // connections at once; 0: no limit; 1: multi-conn is off
-  uint32_t requests_max = 0;        // of one connection in progress at once; 0: no limit of its own
-  uint32_t threads = 0;             // loops; 0: one per core
-  uint64_t max_memory = 0;          // bytes for requests in progress; 0: a quarter of the RAM
+  bool oldstyle = false;           // -o
+  bool structured_replies = true;  // --no-sr clears it
+  bool meta_contexts = true;       // --no-mc clears it
+  uint16_t handshake_flags = 3;    // --mask-handshake: NBD_FLAG_FIXED_NEWSTYLE, NBD_FLAG_NO_ZEROES
+  bool keepalive = false;          // SO_KEEPALIVE on accepted sockets
+  uint32_t shared = 0;             // connections at once; 0: no limit; 1: multi-conn is off
+  uint32_t requests_max = 0;       // of one connection in progress at once; 0: no limit of its own
+  uint32_t threads = 0;            // loops; 0: one per core
+  uint64_t max_memory = 0;         // bytes for requests in progress; 0: a quarter of the RAM
   std::chrono::milliseconds handshake_timeout{10'000};  // 0: none
   std::chrono::milliseconds drain_timeout{10'000};
 };

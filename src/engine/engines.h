@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The two implementations of Loop, for loop.cc.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "engine/loop.h"
+
+namespace weft::engine {
+
+std::unique_ptr<Loop> make_epoll_loop(BlockingPool& pool);
+std::unique_ptr<Loop> make_uring_loop(BlockingPool& pool);
+
+// Empty when io_uring with all that the engine uses is there, else what is missing, for a person.
+std::string probe_uring();
+
+}  // namespace weft::engine

@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The io_uring engine. Readiness comes from one-shot polls on the ring, submitted together with the
+// wait; file reads and writes are operations of the ring. Nothing newer than Linux 6.1 is needed;
+// single-issuer and deferred task work are used where the kernel has them.
+#include <liburing.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <vector>
+
+#include "base/fd.h"
+#include "engine/blocking_pool.h"
+#include "engine/engines.h"
+
+namespace weft::engine {
+namespace {
+
+constexpr unsigned kQueueEntries = 1024;
+constexpr unsigned kProbeEntries = 8;
+
+// The low bits of an operation's user data say what the address is.
+enum Tag : uint64_t { kTagFile = 0, kTagIn = 1, kTagOut = 2, kTagDoorbell = 3, kTagIgnore = 4 };
+constexpr uint64_t kTagMask = 7;
+
+int make_ring(io_uring* ring, unsigned entries) {
+  constexpr unsigned kFlagSets[] = {
+      IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_CLAMP |
+          IORING_SETUP_SUBMIT_ALL,
+      IORING_SETUP_COOP_TASKRUN | IORING_SETUP_CLAMP | IORING_SETUP_SUBMIT_ALL,
+      IORING_SETUP_CLAMP,
+  };
+  int error = -EINVAL;
+  for (unsigned flags : kFlagSets) {
+    io_uring_params params{};
+    params.flags = flags;
+    error = io_uring_queue_init_params(entries, ring, &params);
+    if (error != -EINVAL) break;
+  }
+  return error;
+}
+
+}  // namespace
+
+// Outlives its Watch until the ring has given back every poll that was armed for it.
+struct UringRegistration {
+  Watch* watch;
+  int in_flight = 0;  // polls
+};
+
+class UringLoop final : public Loop {
+ public:
+  explicit UringLoop(BlockingPool& pool) : Loop(pool) {
+    // The ring belongs to the thread that runs the loop (single issuer): it is made there.
+    doorbell_ = Fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    if (!doorbell_) throw ConfigError("cannot make an eventfd: " + errno_text(errno));
+  }
+
+  ~UringLoop() override {
+    if (ring_made_) io_uring_queue_exit(&ring_);
+    for (UringRegistration* registration : registrations_) delete registration;
+  }
+
+  [[nodiscard]] EngineKind kind() const override { return EngineKind::kUring; }
+
+ protected:
+  void wait(std::chrono::nanoseconds timeout) override {
+    io_uring* ring = this->ring();
+    if (!doorbell_armed_) {
+      io_uring_sqe* sqe = next_sqe();
+      io_uring_prep_poll_add(sqe, doorbell_.get(), POLLIN);
+      io_uring_sqe_set_data64(sqe, kTagDoorbell);
+      doorbell_armed_ = true;
+    }
+    io_uring_cqe* first = nullptr;
+    if (timeout.count() == 0) {
+      // Nothing to wait for: submit, and let the kernel run what it has deferred.
+      io_uring_submit_and_get_events(ring);
+    } else if (timeout.count() < 0) {
+      io_uring_submit_and_wait(ring, 1);
+    } else {
+      __kernel_timespec limit{timeout.count() / 1'000'000'000, timeout.count() % 1'000'000'000};
+      io_uring_submit_and_wait_timeout(ring, &first, 1, &limit, nullptr);
+    }
+    unsigned head;
+    unsigned count = 0;
+    io_uring_cqe* cqe;
+    io_uring_for_each_cqe(ring, head, cqe) {
+      count++;
+      complete(cqe->user_data, cqe->res);
+    }
+    io_uring_cq_advance(ring, count);
+  }
+
+  void ring_doorbell() noexcept override {
+    const uint64_t one = 1;
+    [[maybe_unused]] ssize_t n = ::write(doorbell_.get(), &one, sizeof one);
+  }
+
+  void arm(Watch& watch, Watch::Side& side) override {
+    UringRegistration* registration = registration_of(watch);
+    const bool input = &side == &watch.in_;
+    io_uring_sqe* sqe = next_sqe();
+    io_uring_prep_poll_add(sqe, watch.fd_, input ? POLLIN | POLLRDHUP : POLLOUT);
+    io_uring_sqe_set_data64(sqe, tagged(registration, input ? kTagIn : kTagOut));
+    side.armed = true;
+    registration->in_flight++;
+  }
+
+  void disarm(Watch& watch) override {
+    auto* registration = static_cast<UringRegistration*>(watch.engine_data_);
+    if (!registration) return;
+    watch.engine_data_ = nullptr;
+    registration->watch = nullptr;
+    if (registration->in_flight == 0) {
+      recycle(registration);
+      return;
+    }
+    // The poll holds the open file: take it back, so that the peer sees the close at once. The
+    // descriptor may be closed by the caller right after this, which the ring does not mind.
+    for (Tag tag : {kTagIn, kTagOut}) {
+      io_uring_sqe* sqe = next_sqe();
+      io_uring_prep_poll_remove(sqe, tagged(registration, tag));
+      io_uring_sqe_set_data64(sqe, kTagIgnore);
+    }
+  }
+
+  void start(FileOperation& operation) override {
+    io_uring_sqe* sqe = next_sqe();
+    if (operation.kind == FileOperation::Kind::kRead) {
+      io_uring_prep_read(sqe, operation.fd, operation.buffer, operation.length, operation.offset);
+    } else {
+      io_uring_prep_write(sqe, operation.fd, operation.buffer, operation.length, operation.offset);
+    }
+    sqe->rw_flags = operation.rw_flags;
+    io_uring_sqe_set_data64(sqe, tagged(&operation, kTagFile));
+  }
+
+ private:
+  static uint64_t tagged(const void* address, Tag tag) {
+    return reinterpret_cast<uint64_t>(address) | tag;
+  }
+
+  io_uring* ring() {
+    if (!ring_made_) {
+      const int error = make_ring(&ring_, kQueueEntries);
+      if (error < 0) {
+        throw ConfigError("cannot make an io_uring: " + errno_text(-error) +
+                          "; use --engine=epoll");
+      }
+      ring_made_ = true;
+    }
+    return &ring_;
+  }
+
+  io_uring_sqe* next_sqe() {
+    io_uring* ring = this->ring();
+    io_uring_sqe* sqe;
+    while (!(sqe = io_uring_get_sqe(ring))) io_uring_submit(ring);
+    return sqe;
+  }
+
+  UringRegistration* registration_of(Watch& watch) {
+    auto* registration = static_cast<UringRegistration*>(watch.engine_data_);
+    if (registration) return registration;
+    if (registrations_.empty()) {
+      registration = new UringRegistration{};
+    } else {
+      registration = registrations_.back();
+      registrations_.pop_back();
+    }
+    registration->watch = &watch;
+    watch.engine_data_ = registration;
+    return registration;
+  }
+
+  void recycle(UringRegistration* registration) {
+    if (registrations_.size() < 1024) {
+      registrations_.push_back(registration);
+    } else {
+      delete registration;
+    }
+  }
+
+  void complete(uint64_t user_data, int result) {
+    void* address = reinterpret_cast<void*>(user_data & ~kTagMask);
+    switch (user_data & kTagMask) {
+      case kTagFile: {
+        auto* operation = static_cast<FileOperation*>(address);
+        operation->result = result;
+        schedule(operation->wakeup);
+        break;
+      }
+      case kTagIn:
+      case kTagOut: {
+        auto* registration = static_cast<UringRegistration*>(address);
+        registration->in_flight--;
+        Watch* watch = registration->watch;
+        if (!watch) {
+          if (registration->in_flight == 0) recycle(registration);
+          break;
+        }
+        Watch::Side& side = (user_data & kTagMask) == kTagIn ? watch->in_ : watch->out_;
+        side.armed = false;
+        watch->report(result < 0 ? POLLERR : static_cast<uint32_t>(result));
+        break;
+      }
+      case kTagDoorbell: {
+        doorbell_armed_ = false;
+        uint64_t rings;
+        [[maybe_unused]] ssize_t n = ::read(doorbell_.get(), &rings, sizeof rings);
+        break;
+      }
+      default:
+        break;
+    }
+  }
+
+  io_uring ring_{};
+  bool ring_made_ = false;
+  bool doorbell_armed_ = false;
+  Fd doorbell_;
+  std::vector<UringRegistration*> registrations_;  // free ones
+};
+
+std::unique_ptr<Loop> make_uring_loop(BlockingPool& pool) {
+  return std::make_unique<UringLoop>(pool);
+}
+
+std::string probe_uring() {
+  io_uring ring{};
+  const int error = make_ring(&ring, kProbeEntries);
+  if (error < 0) {
+    switch (-error) {
+      case ENOSYS:
+        return "the kernel has no io_uring_setup (ENOSYS)";
+      case EPERM:
+      case EACCES:
+        return "io_uring_setup is refused (" + errno_text(-error) +
+               "): a seccomp profile, or kernel.io_uring_disabled";
+      case ENOMEM:
+        return "no memory for a ring (ENOMEM): raise the limit on locked memory";
+      default:
+        return "io_uring_setup failed: " + errno_text(-error);
+    }
+  }
+  std::string missing;
+  if (!(ring.features & IORING_FEAT_EXT_ARG)) missing = "waiting with a time limit";
+  if (!(ring.features & IORING_FEAT_NODROP)) missing = "completions that are never dropped";
+  if (io_uring_probe* probe = io_uring_get_probe_ring(&ring)) {
+    struct Needed {
+      int opcode;
+      const char* name;
+    };
+    constexpr Needed kNeeded[] = {{IORING_OP_READ, "IORING_OP_READ"},
+                                  {IORING_OP_WRITE, "IORING_OP_WRITE"},
+                                  {IORING_OP_POLL_ADD, "IORING_OP_POLL_ADD"},
+                                  {IORING_OP_POLL_REMOVE, "IORING_OP_POLL_REMOVE"}};
+    for (const Needed& needed : kNeeded) {
+      if (!io_uring_opcode_supported(probe, needed.opcode)) missing = needed.name;
+    }
+    io_uring_free_probe(probe);
+  } else {
+    missing = "a probe of its operations";
+  }
+  if (missing.empty()) {
+    // io_uring_enter may be refused although io_uring_setup was not.
+    io_uring_prep_nop(io_uring_get_sqe(&ring));
+    const int submitted = io_uring_submit_and_wait(&ring, 1);
+    if (submitted < 0) missing = "io_uring_enter (" + errno_text(-submitted) + ")";
+  }
+  io_uring_queue_exit(&ring);
+  return missing.empty() ? "" : "the kernel's io_uring lacks " + missing;
+}
+
+}  // namespace weft::engine
