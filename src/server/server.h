@@ -17,6 +17,7 @@
 #include "base/fd.h"
 #include "disk/disk.h"
 #include "engine/loop.h"
+#include "net/listen.h"
 
 namespace weft::server {
 
@@ -35,11 +36,7 @@ struct Config {
   std::chrono::milliseconds drain_timeout{10'000};
 };
 
-// A bound, listening socket. `description` names it in messages: "/tmp/sock", "[::]:10809".
-struct ListeningSocket {
-  Fd fd;
-  std::string description;
-};
+using ListeningSocket = net::ListeningSocket;
 
 class Server {
  public:
