@@ -81,17 +81,18 @@ class Server:
             command.append(f"--engine={engine}")
         command += [*options, *self.args]
         self.command = command
-        with open(self.log_path, "wb") as log:
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=pass_fds,
-                env={**os.environ, **(env or {})}, preexec_fn=preexec)
-        if wait:
-            try:
+        self.process = None
+        try:
+            with open(self.log_path, "wb") as log:
+                self.process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=pass_fds,
+                    env={**os.environ, **(env or {})}, preexec_fn=preexec)
+            if wait:
                 self.wait_ready()
-            except BaseException:
-                self.kill()
-                self.remove()
-                raise
+        except BaseException:
+            self.kill()
+            self.remove()
+            raise
 
     @property
     def pid(self):
@@ -170,9 +171,10 @@ class Server:
 
     def kill(self):
         self.may_die = True
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
+        if self.process:
+            if self.process.poll() is None:
+                self.process.kill()
+            self.process.wait()
 
     def remove(self):
         shutil.rmtree(self.dir, ignore_errors=True)

@@ -156,7 +156,7 @@ class Raw:
             data = meta_context_data(export, [b"base:allocation"])
             assert self.ask(OPT_SET_META_CONTEXT, data) == REP_ACK
         answer = self.go(export)
-        self.extended = extended
+        self.extended = extended  # only now: the options keep their form
         return answer
 
     # Transmission

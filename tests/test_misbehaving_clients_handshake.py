@@ -57,7 +57,7 @@ def test_abort_from_a_client_that_is_gone_already(server):
     for _ in range(20):
         with Raw(server.socket) as client:
             client.greet()
-            client.option(OPT_ABORT)
+            client.send(struct.pack(">QII", IHAVEOPT, OPT_ABORT, 0))
 
 
 def test_option_of_4_gib_closes(raw):
