@@ -36,31 +36,31 @@ enum class ClientGoal : uint8_t {
 };
 
 struct ClientConfig {
-  std::string export_name;  // UTF-8, at most kStringLengthMax; "" is the default export
+  std::string export_name = {};  // UTF-8, at most kStringLengthMax; "" is the default export
   ClientGoal goal = ClientGoal::kGo;
   bool want_structured = true;  // implied by want_extended
   bool want_extended = false;
   bool no_zeroes = true;                           // when the server offers it
-  std::vector<std::string> contexts;               // to select; needs structured or extended
+  std::vector<std::string> contexts = {};          // to select; needs structured or extended
   std::vector<uint16_t> infos = {kInfoBlockSize};  // InfoType, to ask for
   size_t list_count_max = 100'000;
 };
 
 struct SelectedContext {
   uint32_t id = 0;
-  std::string name;
+  std::string name = {};
   friend bool operator==(const SelectedContext&, const SelectedContext&) = default;
 };
 
 struct ClientResult {
   HeaderMode mode = HeaderMode::kSimple;
-  uint64_t size = 0;                      // bytes
-  uint16_t transmission_flags = 0;        // TransmissionFlag bits
-  std::string name;                       // canonical, when the server told it
-  std::string description;                // when the server told it
-  std::optional<BlockSizes> block_sizes;  // when the server told them
-  std::vector<SelectedContext> contexts;  // in the server's order
-  std::vector<ListEntry> exports;         // of kList
+  uint64_t size = 0;                           // bytes
+  uint16_t transmission_flags = 0;             // TransmissionFlag bits
+  std::string name = {};                       // canonical, when the server told it
+  std::string description = {};                // when the server told it
+  std::optional<BlockSizes> block_sizes = {};  // when the server told them
+  std::vector<SelectedContext> contexts = {};  // in the server's order
+  std::vector<ListEntry> exports = {};         // of kList
   bool oldstyle = false;
 
   // The id of a selected context, or nothing.

@@ -49,14 +49,14 @@ struct ExportInfo {
   // HAS_FLAGS, SEND_DF and BLOCK_STATUS_PAYLOAD are the handshake's business: ignored here, and set
   // as negotiated.
   uint16_t transmission_flags = 0;
-  std::string name;         // canonical, for INFO_NAME; not sent when longer than a string may be
-  std::string description;  // for INFO_DESCRIPTION; empty: not sent
-  BlockSizes block_sizes;   // for INFO_BLOCK_SIZE
+  std::string name = {};  // canonical, for INFO_NAME; not sent when longer than a string may be
+  std::string description = {};  // for INFO_DESCRIPTION; empty: not sent
+  BlockSizes block_sizes = {};   // for INFO_BLOCK_SIZE
 };
 
 struct ListEntry {
-  std::string name;         // UTF-8 without NUL, at most kStringLengthMax
-  std::string description;  // may be empty
+  std::string name = {};         // UTF-8 without NUL, at most kStringLengthMax
+  std::string description = {};  // may be empty
 };
 
 // The client wants the names of all exports (NBD_OPT_LIST). Answer: answer_list or refuse_list.
@@ -73,18 +73,18 @@ enum class ExportQuery : uint8_t {
 // kExportName and kGo an answer leads to Established. For kMetaContext the ExportInfo's content
 // does not matter.
 struct WantExport {
-  std::string name;  // UTF-8 without NUL, at most kStringLengthMax bytes
+  std::string name = {};  // UTF-8 without NUL, at most kStringLengthMax bytes
   ExportQuery query = ExportQuery::kGo;
 };
 
 // The transmission phase begins, after output() is sent. Final.
 struct Established {
-  std::string name;  // as the client asked for it
+  std::string name = {};  // as the client asked for it
   HeaderMode mode = HeaderMode::kSimple;
   uint16_t transmission_flags = 0;  // as sent to the client
   bool allocation_context = false;  // base:allocation is selected, under kBaseAllocationId
   bool block_sizes_sent = false;    // the client asked for and got INFO_BLOCK_SIZE
-  ExportInfo info;                  // as answered
+  ExportInfo info = {};             // as answered
 };
 
 enum class CloseCause : uint8_t {
@@ -97,7 +97,7 @@ enum class CloseCause : uint8_t {
 // Close the connection, after output() is sent. Final.
 struct Closed {
   CloseCause cause = CloseCause::kViolation;
-  std::string reason;  // for the log
+  std::string reason = {};  // for the log
 };
 
 using ServerEvent = std::variant<std::monostate, WantList, WantExport, Established, Closed>;

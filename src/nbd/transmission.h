@@ -149,7 +149,7 @@ inline constexpr size_t kBlockStatusPayloadSizeMax = 8 + 4 * 1;
 
 struct BlockStatusPayload {
   uint64_t length = 0;  // effect length, bytes
-  std::vector<uint32_t> context_ids;
+  std::vector<uint32_t> context_ids = {};
 };
 
 // False: the size is not 8 + 4 n.
@@ -305,8 +305,8 @@ enum class ReplyKind : uint8_t { kUnknown, kSimple, kStructured, kExtended };
 
 struct ErrorChunk {
   uint32_t error = kOk;
-  std::string_view text;    // points into the payload
-  bool has_offset = false;  // ERROR_OFFSET
+  std::string_view text = {};  // points into the payload
+  bool has_offset = false;     // ERROR_OFFSET
   uint64_t offset = 0;
 };
 
@@ -330,7 +330,7 @@ struct StatusExtent {
 };
 struct BlockStatus {
   uint32_t context_id = 0;
-  std::vector<StatusExtent> extents;
+  std::vector<StatusExtent> extents = {};
 };
 // BLOCK_STATUS or BLOCK_STATUS_EXT. False: a wrong size or count, no extent, one of length 0, or
 // lengths whose sum wraps.
