@@ -3,11 +3,13 @@
 // sentences over whole options. It shares nothing with ServerHandshake: no bytes, no state names.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -51,7 +53,7 @@ class NegotiationModel {
   explicit NegotiationModel(const ServerHandshakeOptions& options) : options_(options) {}
 
   Outcome play(const Step& step) {
-    const bool chunks = structured_ || extended_;
+    const bool chunks = structured_ || (extended_ && !forgetful_);
     const bool sr_known = options_.structured_replies;
     const bool ext_known = sr_known && options_.extended_headers;
     switch (step.number) {
@@ -107,6 +109,9 @@ class NegotiationModel {
     }
   }
 
+  // Plants a bug, for the canary: extended headers do not count as structured replies.
+  void forget_that_extended_is_structured() { forgetful_ = true; }
+
   // What the transmission phase must be, once a step led there.
   [[nodiscard]] HeaderMode mode() const {
     if (extended_) return HeaderMode::kExtended;
@@ -138,6 +143,7 @@ class NegotiationModel {
   ServerHandshakeOptions options_;
   bool structured_ = false;
   bool extended_ = false;
+  bool forgetful_ = false;
   std::optional<std::string> selected_;
   std::optional<std::string> name_;
 };
