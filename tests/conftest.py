@@ -20,9 +20,12 @@ def pytest_configure(config):
                                 "cmake --build --preset release) or set WEFT")
 
 
-def pytest_runtest_setup(item):
-    if not IS_WEFT and item.get_closest_marker("weft_only"):
-        pytest.skip("weft promises it, the program under test does not")
+def pytest_collection_modifyitems(config, items):
+    if IS_WEFT:
+        return
+    others = [item for item in items if item.get_closest_marker("weft_only")]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in others]
 
 
 def pytest_report_header():

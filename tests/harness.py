@@ -22,6 +22,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 WEFT = os.environ.get("WEFT", str(ROOT / "build/release/bin/weft"))
 NBDKIT = "/usr/bin/nbdkit"  # the oracle of test_command_line.py
 IS_WEFT = os.path.basename(WEFT) != "nbdkit"
+# The program's own folder says how it was built; a sanitizer changes what memory costs.
+SANITIZED = any(part in ("asan", "tsan") for part in pathlib.Path(WEFT).parts)
 ENGINES = ["io_uring", "epoll"] if IS_WEFT else [None]
 TIMEOUT_S = 20  # for one step: starting, stopping, one message; far above what is normal
 
@@ -66,9 +68,10 @@ class Server:
     """One server process on a private Unix socket, in the foreground, with its log in a file."""
 
     def __init__(self, *args, engine=None, unix=True, options=(), env=None, launcher=(),
-                 wait=True, pass_fds=(), preexec=None):
+                 wait=True, pass_fds=(), preexec=None, dir_mode=0o700):
         # A short name: the kernel takes 107 bytes for the path of a Unix socket.
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="weft-"))
+        self.dir.chmod(dir_mode)
         self.socket = str(self.dir / "s")
         self.pidfile = self.dir / "pid"
         self.log_path = self.dir / "log"

@@ -111,8 +111,8 @@ class Raw:
         return flags
 
     def option(self, number, data=b"", length=None, magic=IHAVEOPT):
-        self.send(struct.pack(">QII", magic, number, len(data) if length is None else length))
-        self.send(data)
+        self.send(struct.pack(">QII", magic, number, len(data) if length is None else length) +
+                  data)
 
     def option_reply(self):
         """(option, reply type, data)"""

@@ -110,8 +110,8 @@ def test_reads_and_writes_of_odd_places_and_lengths(serve, engine, image, plugin
                    engine=engine)
     model = bytearray(4 * MIB)
     with server.client() as client:
-        for offset, length in ((0, 1), (1, 511), (511, 2), (4095, 4098), (65535, 3), (4 * MIB - 1, 1),
-                               (MIB - 7, 2 * MIB + 13), (3, 65536)):
+        for offset, length in ((0, 1), (1, 511), (511, 2), (4095, 4098), (65535, 3),
+                               (4 * MIB - 1, 1), (MIB - 7, 2 * MIB + 13), (3, 65536)):
             data = os.urandom(length)
             client.pwrite(data, offset)
             model[offset:offset + length] = data

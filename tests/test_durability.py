@@ -74,7 +74,7 @@ def test_kill_9_under_load_loses_no_acknowledged_write(serve, engine, image, plu
     writers = [Writer(server, me, 4, seed) for me in range(4)]
     for writer in writers:
         writer.start()
-    wait_until(lambda: sum(writer.count for writer in writers) > 20_000, "20000 acknowledged writes")
+    wait_until(lambda: sum(writer.count for writer in writers) > 20_000, "20000 replies to writes")
     server.kill()
     for writer in writers:
         writer.join()

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from harness import MIB, WEFT, run
+from harness import MIB, SANITIZED, WEFT, run
 from rawclient import Raw
 
 pytestmark = pytest.mark.weft_only
@@ -90,7 +90,7 @@ def test_idle_connections_cost_no_thread_and_little_memory(serve, engine):
             clients.append(Raw(server.socket))
             clients[-1].negotiate()
         assert status(server, "Threads") == threads
-        if not any(name in WEFT for name in ("asan", "tsan")):
+        if not SANITIZED:
             assert (status(server, "VmRSS") - memory) / 400 <= 16, "KiB for each connection"
         server.check_serves()
     finally:

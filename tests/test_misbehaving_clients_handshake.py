@@ -289,7 +289,6 @@ def test_list_meta_context_without_queries_lists_all(raw):
 def test_request_in_the_middle_of_the_handshake_closes(raw):
     raw.greet()
     raw.request(0, 0, 512)
-    raw.request(0, 0, 512)
     raw.expect_closed()
 
 

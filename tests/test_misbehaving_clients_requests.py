@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from harness import GIB, IS_WEFT, MIB
+from harness import GIB, IS_WEFT, MIB, SANITIZED
 from rawclient import (CHUNK_ERROR, CMD_BLOCK_STATUS, CMD_CACHE, CMD_FLUSH, CMD_READ, CMD_RESIZE,
                        CMD_TRIM, CMD_WRITE, CMD_WRITE_ZEROES, EINVAL, ENOSPC, EOVERFLOW, EPERM,
                        FLAG_DF, FLAG_FAST_ZERO, FLAG_FUA, FLAG_NO_HOLE, FLAG_PAYLOAD_LEN,
@@ -233,6 +233,7 @@ def test_df_is_honoured(server):
         assert reply.data == bytes(MIB) + b"d" * 4096 + bytes(MIB - 4096)
 
 
+@pytest.mark.weft_only  # nbdkit answers some of them with ESHUTDOWN when the machine is busy
 def test_eight_writes_then_disconnect(server):
     tags = [os.urandom(65536) for _ in range(8)]
     with Raw(server.socket) as raw:
@@ -356,7 +357,7 @@ def test_memory_of_the_server_stays_within_its_budget(serve, engine):
             server.check_serves()
         with open(f"/proc/{server.pid}/status", encoding="ascii") as status:
             peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-        if "asan" not in server.command[0]:
+        if not SANITIZED:
             assert peak < 192 * 1024, f"{peak} KiB"
     finally:
         for client in greedy:

@@ -255,7 +255,8 @@ WHY_NO_NAMESPACE = None if os.geteuid() == 0 and run(
 ])
 def test_private_socket_leaves_nothing_in_tmp(words):
     """In a /tmp of its own, so that nothing else on the machine can disturb."""
-    script = f"mount -t tmpfs none /tmp && cd / && {{ {WEFT} {words} >/dev/null 2>&1; ls -A /tmp; }}"
+    script = (f"mount -t tmpfs none /tmp && cd / && "
+              f"{{ {WEFT} {words} >/dev/null 2>&1; ls -A /tmp; }}")
     assert run("unshare", "-m", "sh", "-c", script).stdout == ""
 
 
