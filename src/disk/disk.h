@@ -115,6 +115,9 @@ class Disk {
     return false;
   }
 
+  // Whether asking extents() before a large read may save reading zeroes. May be wrong.
+  [[nodiscard]] virtual bool may_have_holes() const { return false; }
+
   // The caller of the following knows from capabilities() that they are there.
   virtual Task<Status> write(uint64_t offset, ByteSpan from, bool fua);
   virtual Task<Status> zero(Range range, ZeroFlags flags);
