@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// weft: the program. Reading this file tells what is made, in which order, in which process.
+//
+// Nothing that others can see is made before everything that can be checked has been: the words of
+// the command line, the plugin and its parameters, the engine, user and group. Then come, in this
+// order: the sockets; the fork, for a server in the background (the parent goes away) or for --run
+// (the parent runs the command); and in the process that serves: locked memory, the other user, the
+// pool of threads, the disk, the server, the pidfile. Only then is a parent told that it worked.
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <csignal>
+#include <cstdio>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/log.h"
+#include "base/parse.h"
+#include "base/result.h"
+#include "cli/information.h"
+#include "cli/options.h"
+#include "cli/parameters.h"
+#include "cli/process.h"
+#include "cli/run_command.h"
+#include "cli/uri.h"
+#include "disk/disk.h"
+#include "engine/blocking_pool.h"
+#include "engine/loop.h"
+#include "net/private_socket.h"
+#include "net/socket_label.h"
+#include "server/server.h"
+
+namespace weft::cli {
+namespace {
+
+using Sockets = std::vector<net::ListeningSocket>;
+
+void print(const std::string& text) {
+  std::fputs(text.c_str(), stdout);
+  std::fflush(stdout);
+}
+
+log::Options log_options(const Options& options, bool in_background) {
+  log::Options result;
+  result.verbose = options.verbose;
+  result.path = options.log_path;
+  result.target =
+      options.log_target.value_or(in_background ? log::Target::kSyslog : log::Target::kStderr);
+  return result;
+}
+
+Sockets open_sockets(const Options& options, NewSockets& made,
+                     std::optional<net::PrivateSocketPath>& private_path) {
+  const net::SocketLabel label(options.selinux_label);
+  Sockets sockets;
+  if (options.vsock) {
+    sockets.push_back(
+        net::listen_vsock(static_cast<uint32_t>(parse_unsigned("-p", *options.port, UINT32_MAX))));
+  } else if (options.port) {
+    sockets = net::listen_tcp(options.address.value_or(""), *options.port, options.family);
+  }
+  if (options.unix_path) {
+    sockets.push_back(net::listen_unix(*options.unix_path));
+    made.add(*options.unix_path);
+  }
+  if (options.private_socket) {
+    private_path.emplace();
+    sockets.push_back(net::listen_unix(private_path->path()));
+  }
+  return sockets;
+}
+
+// The process that serves, after the last fork.
+class ServingProcess {
+ public:
+  ServingProcess(const Options& options, bool in_background, const Identity& identity,
+                 const engine::EngineChoice& engine)
+      : options_(options), in_background_(in_background), identity_(identity), engine_(engine) {}
+
+  // SIGTERM when this process, the parent, ends.
+  void end_with(pid_t parent) { parent_ = parent; }
+
+  // Printed on stdout when clients can connect.
+  void announce(std::vector<std::string> uris) { uris_ = std::move(uris); }
+
+  // Returns the exit status. `ready` is told when clients can connect.
+  int run(std::unique_ptr<disk::Plugin> configured, Sockets sockets, NewSockets& made, Fd ready) {
+    Fd in(::fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 3));
+    Fd out(::fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 3));
+    leave_standard_streams(false);
+    if (options_.swap) lock_memory();
+    change_identity(identity_);
+    if (parent_) stop_with_parent(*parent_);
+    ::signal(SIGPIPE, SIG_IGN);
+
+    engine::BlockingPool pool;
+    // The plugin ends before the pool, whose lanes it holds.
+    const std::unique_ptr<disk::Plugin> plugin = std::move(configured);
+    plugin->start(pool);
+    server::Server server(options_.server, *plugin, engine_, pool);
+    for (const net::ListeningSocket& socket : sockets) {
+      log::debug("listening on {}", socket.description);
+    }
+    if (options_.single) {
+      server.serve_stream(std::move(in), std::move(out));
+    } else {
+      server.listen(std::move(sockets));
+    }
+    hold_stop_signals();
+    if (in_background_) (void)!::chdir("/");
+    if (options_.pidfile) write_pidfile(*options_.pidfile);
+    made.keep();
+    for (const std::string& uri : uris_) {
+      const std::string line = uri + "\n";
+      (void)!::write(out.get(), line.data(), line.size());
+    }
+    in.reset();
+    out.reset();
+    if (in_background_) {
+      if (!options_.log_target) log::configure(log_options(options_, true));
+      leave_standard_streams(!options_.verbose);
+    }
+    tell_ready(std::move(ready));
+    return server.run();
+  }
+
+ private:
+  const Options& options_;
+  bool in_background_;
+  const Identity& identity_;
+  const engine::EngineChoice& engine_;
+  std::optional<pid_t> parent_;
+  std::vector<std::string> uris_;
+};
+
+int explain(const Options& options, const disk::PluginInfo& info,
+            std::unique_ptr<disk::Plugin> configured) {
+  const engine::EngineChoice engine = engine::choose_engine(options.engine);
+  engine::BlockingPool pool;
+  const std::unique_ptr<disk::Plugin> plugin = std::move(configured);
+  plugin->start(pool);
+  print(server::explain(options.server, *plugin, info.name, options.export_name, engine, pool));
+  return 0;
+}
+
+int serve(const Options& options, std::unique_ptr<disk::Plugin> plugin, Sockets inherited,
+          pid_t started_by) {
+  const bool activated = !inherited.empty();
+  ::signal(SIGCHLD, SIG_DFL);  // ignored, it would hide the end of children
+  const engine::EngineChoice engine = engine::choose_engine(options.engine);
+  const Identity identity = find_identity(options.user, options.group);
+
+  NewSockets made;
+  std::optional<net::PrivateSocketPath> private_path;
+  Sockets sockets = activated ? std::move(inherited) : open_sockets(options, made, private_path);
+  const Endpoints endpoints = find_endpoints(sockets, options.export_name);
+
+  const bool in_background = runs_in_background(options, activated);
+  ServingProcess process(options, in_background, identity, engine);
+  if (options.print_uri) process.announce(endpoints.uris);
+
+  if (options.run) {
+    const pid_t self = ::getpid();
+    Forked server = fork_server();
+    if (server.child == 0) {
+      // ^C is for the command; SIGKILL of the parent must not leave a server behind.
+      ::setpgid(0, 0);
+      process.end_with(self);
+      stop_with_parent(self);
+      return process.run(std::move(plugin), std::move(sockets), made, std::move(server.ready));
+    }
+    sockets.clear();
+    if (!wait_until_ready(server.ready)) return std::max(1, wait_for_server(server.child));
+    made.keep();
+    return run_command(run_script(endpoints, options.export_name, *options.run), server.child);
+  }
+
+  if (in_background) {
+    Forked server = fork_server();
+    if (server.child != 0) {
+      sockets.clear();
+      if (!wait_until_ready(server.ready)) {
+        private_path.reset();
+        return std::max(1, wait_for_server(server.child));
+      }
+      ::_exit(0);  // what was made belongs to the child
+    }
+    ::setsid();
+    if (private_path) private_path->take_responsibility();
+    return process.run(std::move(plugin), std::move(sockets), made, std::move(server.ready));
+  }
+
+  if (options.exit_with_parent) process.end_with(started_by);
+  return process.run(std::move(plugin), std::move(sockets), made, Fd());
+}
+
+int run(const std::vector<std::string>& arguments) {
+  const pid_t started_by = ::getppid();
+  require_standard_streams();
+  Options options = parse_options(arguments);
+  const auto plugins = disk::plugins();
+  switch (options.action) {
+    case Action::kDumpConfig:
+      print(dump_config_text(plugins));
+      return 0;
+    case Action::kShortOptions:
+      print(short_options_text());
+      return 0;
+    case Action::kLongOptions:
+      print(long_options_text());
+      return 0;
+    default:
+      break;
+  }
+  const disk::PluginInfo* info =
+      options.plugin.empty() ? nullptr : &find_plugin(plugins, options.plugin);
+  if (options.action == Action::kHelp) {
+    print(help_text(plugins, info));
+    return 0;
+  }
+  if (options.action == Action::kVersion) {
+    print(version_text(info));
+    return 0;
+  }
+
+  Sockets inherited;
+  if (options.action == Action::kServe) {
+    inherited = net::inherited_sockets();
+    settle_listeners(options, !inherited.empty());
+    if (options.exit_with_parent) stop_with_parent(started_by);
+  }
+  ::umask(0022);
+  log::configure(log_options(options, false));
+  warn_of_debug_flags(options.debug_flags);
+  std::unique_ptr<disk::Plugin> plugin = make_plugin(*info, options.arguments);
+  if (options.action == Action::kDumpPlugin) {
+    print(dump_plugin_text(*info));
+    return 0;
+  }
+  plugin->config_complete();
+  if (options.action == Action::kExplain) return explain(options, *info, std::move(plugin));
+  return serve(options, std::move(plugin), std::move(inherited), started_by);
+}
+
+}  // namespace
+}  // namespace weft::cli
+
+int main(int argc, char** argv) {
+  try {
+    return weft::cli::run(std::vector<std::string>(argv + 1, argv + argc));
+  } catch (const std::exception& error) {
+    const std::string line = fmt::format("weft: {}\n", error.what());
+    (void)!::write(STDERR_FILENO, line.data(), line.size());
+    return 1;
+  }
+}

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// From the words of a command line to a configured plugin.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "cli/options.h"
+#include "disk/disk.h"
+
+namespace weft::cli {
+
+// The plugin called `name`. Throws ConfigError with the names there are.
+const disk::PluginInfo& find_plugin(std::span<const disk::PluginInfo> plugins,
+                                    const std::string& name);
+
+struct Parameter {
+  std::string key;
+  std::string value;
+  bool bare = false;  // the word had no key
+  friend bool operator==(const Parameter&, const Parameter&) = default;
+};
+
+// What stands before the first '=' is a key if it is [A-Za-z][A-Za-z0-9._-]*. Any other word is
+// bare: the value of the plugin's magic key or, where it has none, of `script` (the first word
+// only). Throws ConfigError.
+std::vector<Parameter> parse_parameters(const disk::PluginInfo& plugin,
+                                        std::span<const std::string> words);
+
+// Makes the plugin and gives it its parameters; config_complete() is left to the caller. Throws
+// ConfigError.
+std::unique_ptr<disk::Plugin> make_plugin(const disk::PluginInfo& info,
+                                          std::span<const std::string> words);
+
+// Warns of every debug flag that nothing in this program has.
+void warn_of_debug_flags(std::span<const DebugFlag> flags);
+
+}  // namespace weft::cli

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "cli/parameters.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "cli/information.h"
+
+namespace weft::cli {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+// Knows the key `size`, and refuses every other.
+class Recorder final : public disk::Plugin {
+ public:
+  void config(std::string_view key, std::string_view value) override {
+    if (key != "size") throw ConfigError("recorder has no parameter '" + std::string(key) + "'");
+    values.emplace_back(value);
+  }
+  disk::Task<Result<std::unique_ptr<disk::Disk>>> open(disk::OpenRequest) override {
+    return Result<std::unique_ptr<disk::Disk>>(fail(ENOENT));
+  }
+  std::vector<std::string> values;
+};
+
+std::unique_ptr<disk::Plugin> make_recorder() {
+  return std::make_unique<Recorder>();
+}
+
+constexpr disk::PluginInfo kWithMagic{"recorder",  "a recorder", "It records.",
+                                      "size=SIZE", "size",       &make_recorder};
+constexpr disk::PluginInfo kWithout{"plain", "no magic", "", "", nullptr, &make_recorder};
+
+std::vector<Parameter> parse(const disk::PluginInfo& info, const std::vector<std::string>& words) {
+  return parse_parameters(info, words);
+}
+
+std::string error_of(const std::function<void()>& body) {
+  try {
+    body();
+  } catch (const ConfigError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(Parameters, KeysAndValues) {
+  EXPECT_THAT(parse(kWithMagic, {"a=b", "a.B-c_9=", "x==y"}),
+              ElementsAre(Parameter{"a", "b"}, Parameter{"a.B-c_9", ""}, Parameter{"x", "=y"}));
+}
+
+TEST(Parameters, BareWordsGoToTheMagicKey) {
+  EXPECT_THAT(parse(kWithMagic, {"1M", "=3", "1=2", "/a/b=c", "", "a b=c"}),
+              ElementsAre(Parameter{"size", "1M", true}, Parameter{"size", "=3", true},
+                          Parameter{"size", "1=2", true}, Parameter{"size", "/a/b=c", true},
+                          Parameter{"size", "", true}, Parameter{"size", "a b=c", true}));
+}
+
+TEST(Parameters, WithoutMagicOnlyTheFirstMayBeBare) {
+  EXPECT_THAT(parse(kWithout, {"x.sh", "a=b"}),
+              ElementsAre(Parameter{"script", "x.sh", true}, Parameter{"a", "b"}));
+  EXPECT_THAT(error_of([] { parse(kWithout, {"a=b", "x.sh"}); }),
+              AllOf(HasSubstr("'x.sh'"), HasSubstr("plain")));
+}
+
+TEST(Parameters, UnknownPlugin) {
+  const disk::PluginInfo all[] = {kWithout, kWithMagic};
+  EXPECT_STREQ(find_plugin(all, "recorder").name, "recorder");
+  EXPECT_THAT(error_of([&] { find_plugin(all, "nosuch"); }),
+              AllOf(HasSubstr("'nosuch'"), HasSubstr("plain, recorder")));
+  EXPECT_THAT(error_of([&] { find_plugin(all, "./x.so"); }), HasSubstr("plugin files"));
+}
+
+TEST(Parameters, ThePluginGetsThemInOrder) {
+  const std::vector<std::string> words = {"size=1", "2"};
+  const auto plugin = make_plugin(kWithMagic, words);
+  EXPECT_THAT(static_cast<Recorder&>(*plugin).values, ElementsAre("1", "2"));
+}
+
+TEST(Parameters, ErrorsOfThePlugin) {
+  const std::vector<std::string> unknown = {"bogus=1"};
+  EXPECT_EQ(error_of([&] { make_plugin(kWithMagic, unknown); }),
+            "recorder has no parameter 'bogus'");
+  // A key that the user never wrote is traced to the word.
+  const std::vector<std::string> bare = {"word"};
+  EXPECT_THAT(error_of([&] { make_plugin(kWithout, bare); }),
+              HasSubstr("'word' stands for script"));
+}
+
+TEST(Information, OfAPlugin) {
+  const disk::PluginInfo all[] = {kWithMagic};
+  EXPECT_THAT(help_text(all, &kWithMagic),
+              AllOf(HasSubstr("a recorder"), HasSubstr("It records."), HasSubstr("  size=SIZE\n")));
+  EXPECT_THAT(version_text(&kWithMagic), HasSubstr("\nrecorder "));
+  EXPECT_THAT(dump_plugin_text(kWithMagic),
+              AllOf(HasSubstr("name=recorder\n"), HasSubstr("magic_config_key=size\n")));
+  EXPECT_THAT(dump_config_text(all),
+              AllOf(HasSubstr("name=weft\n"), HasSubstr("plugins=recorder\n"),
+                    HasSubstr("run_default_socket=Unix\n"), HasSubstr("engine=")));
+}
+
+}  // namespace
+}  // namespace weft::cli
