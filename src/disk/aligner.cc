@@ -70,6 +70,7 @@ class Aligner final : public Disk {
     if (aligned(into.window())) return next_->extents(into, one);
     return extents_around(into, one);
   }
+  [[nodiscard]] bool may_have_holes() const override { return next_->may_have_holes(); }
   ChangeOrder* order() override { return next_->order(); }
   Task<Status> close() override { return next_->close(); }
 

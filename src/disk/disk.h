@@ -163,6 +163,9 @@ class Plugin {
 
   // Called for each key=value of the command line, then config_complete() once.
   virtual void config(std::string_view key, std::string_view value) = 0;
+  // Called before config_complete() when nothing will be opened writable (-r): a plugin that opens
+  // or locks its storage in config_complete() does so for reading only.
+  virtual void serve_read_only() {}
   virtual void config_complete() {}
   // After forking and changing user, before the first connection; opens what must be opened once.
   virtual void start(engine::BlockingPool& pool) { (void)pool; }

@@ -127,6 +127,7 @@ class Waist final : public Disk {
     return described(task.take(), into);
   }
 
+  [[nodiscard]] bool may_have_holes() const override { return next_->may_have_holes(); }
   ChangeOrder* order() override { return next_->order(); }
   Task<Status> close() override {
     if (traced_) log::debug("{}: close", name_);
