@@ -91,6 +91,8 @@ class Budget {
   // Takes `bytes` if they are there and nobody waits. More than the whole counts as the whole: a
   // single large request is served when it is alone.
   [[nodiscard]] bool try_take(uint64_t bytes);
+  // Takes them even if they are not there.
+  void force(uint64_t bytes) { used_.fetch_add(capped(bytes), std::memory_order_seq_cst); }
   void give_back(uint64_t bytes);
 
   // `co_await budget.take(loop, bytes)` waits in line. cancel() makes it return false.

@@ -26,7 +26,7 @@ Watch::~Watch() {
 }
 
 bool Watch::Awaiter::await_ready() const noexcept {
-  return std::exchange(side.pending, false) || side.always || side.watch->cancelled_;
+  return std::exchange(side.pending, false) || side.always || side.cancelled;
 }
 
 void Watch::Awaiter::await_suspend(std::coroutine_handle<> handle) noexcept {
@@ -37,7 +37,7 @@ void Watch::Awaiter::await_suspend(std::coroutine_handle<> handle) noexcept {
 }
 
 bool Watch::Awaiter::await_resume() const noexcept {
-  return !side.watch->cancelled_;
+  return !side.cancelled;
 }
 
 void Watch::wake(Side& side) {
@@ -57,9 +57,14 @@ void Watch::report(uint32_t events) {
   if (gone || events & POLLOUT) wake(out_);
 }
 
-void Watch::cancel() {
-  cancelled_ = true;
+void Watch::cancel_input() {
+  in_.cancelled = true;
   wake(in_);
+}
+
+void Watch::cancel() {
+  cancel_input();
+  out_.cancelled = true;
   wake(out_);
 }
 

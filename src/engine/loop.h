@@ -85,6 +85,7 @@ class Watch {
     bool armed = false;    // the engine will report this side
     bool pending = false;  // it was reported while nobody waited
     bool always = false;   // the peer is gone: a call never blocks any more
+    bool cancelled = false;
   };
 
   struct Awaiter {
@@ -99,7 +100,8 @@ class Watch {
   Awaiter readable() { return {in_}; }
   Awaiter writable() { return {out_}; }
 
-  // Wakes both sides with false, now and for ever. May be called again.
+  // Wakes the reader (both sides) with false, now and for ever. May be called again.
+  void cancel_input();
   void cancel();
 
   [[nodiscard]] int fd() const { return fd_; }
@@ -116,7 +118,6 @@ class Watch {
   int fd_;
   Side in_{this};
   Side out_{this};
-  bool cancelled_ = false;
   void* engine_data_ = nullptr;  // the engine's registration
 };
 
@@ -216,6 +217,33 @@ class Loop {
   void cancel_turn_end(TurnEnd& what) noexcept;  // before `what` is destroyed
   // Any thread. Messages of one thread run in the order they were posted.
   void post(Message& message) noexcept;
+
+  // From any thread: calls f() once on the loop's thread.
+  template <typename F>
+  void call(F f) {
+    struct Call final : Message {
+      explicit Call(F function) : f(std::move(function)) {}
+      void run() override {
+        f();
+        delete this;
+      }
+      F f;
+    };
+    post(*new Call(std::move(f)));
+  }
+
+  // `co_await loop.yield()` lets the others on the ready queue run first.
+  struct Yield {
+    Loop& loop;
+    Wakeup wakeup{};
+    [[nodiscard]] bool await_ready() const noexcept { return false; }
+    void await_suspend(std::coroutine_handle<> handle) noexcept {
+      wakeup.handle = handle;
+      loop.schedule(wakeup);
+    }
+    void await_resume() const noexcept {}
+  };
+  Yield yield() { return {*this}; }
 
   // Reading and writing files. `rw_flags` are RWF_* flags of preadv2(2).
   FileOperation read_file(int fd, MutableByteSpan into, uint64_t offset, int rw_flags = 0);
