@@ -50,6 +50,7 @@ def wait_until(condition, what, timeout_s=TIMEOUT_S):
 def run(*command, check=True, timeout_s=60, **options):
     """Runs a client program; its output is in the assertion when it fails."""
     options.setdefault("stdin", subprocess.DEVNULL)
+    options.setdefault("errors", "replace")  # a program may print what a disk holds
     done = subprocess.run([str(word) for word in command], text=True, timeout=timeout_s,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False, **options)
     if check:

@@ -215,7 +215,7 @@ def test_run_sets_the_variables():
 def test_run_with_a_port():
     port = free_port()
     done = run(WEFT, "-i", "127.0.0.1", "-p", port, "memory", "1M", "--run",
-               'echo "$uri $port"; nbdinfo --size "$uri"')
+               'echo "$uri $port"; nbdinfo --size "nbd://127.0.0.1:$port"')
     assert done.stdout.split() == [f"nbd://localhost:{port}", str(port), str(MIB)]
 
 
