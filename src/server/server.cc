@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "base/log.h"
+#include "engine/blocking_pool.h"
 #include "engine/scope.h"
 #include "server/connection.h"
 #include "server/worker.h"
@@ -32,6 +33,16 @@ uint64_t default_memory() {
   uint64_t bytes;
   if (limit >> bytes) memory = std::min(memory, bytes);  // "max" is no number
   return std::max<uint64_t>(memory / 4, 64 << 20);
+}
+
+// How often, and why, a loop had to leave its thread.
+void log_blocking_calls(const engine::BlockingPool& pool) {
+  for (size_t i = 0; i < static_cast<size_t>(engine::BlockingReason::kCount); i++) {
+    const auto reason = static_cast<engine::BlockingReason>(i);
+    if (const uint64_t count = pool.count(reason)) {
+      log::debug("blocking calls: {} {}", engine::blocking_reason_name(reason), count);
+    }
+  }
 }
 
 }  // namespace
@@ -233,6 +244,7 @@ int Server::run() {
   for (size_t i = 1; i < workers.size(); i++) workers[i]->start();
   const int status = impl_->main_loop().run_until_done(impl_->control());
   for (size_t i = 1; i < workers.size(); i++) workers[i]->join();
+  log_blocking_calls(impl_->pool);
   return status;
 }
 
