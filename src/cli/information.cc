@@ -74,11 +74,11 @@ std::string help_text(std::span<const disk::PluginInfo> plugins, const disk::Plu
   std::string text =
       "weft serves a disk to any NBD client, over many connections.\n\n"
       "Usage: weft [OPTIONS] PLUGIN [[KEY=]VALUE [KEY=VALUE ...]]\n\n"
-      "  weft file disk.img                    a disk image, on TCP port 10809\n"
+      "  weft file disk.img                       a disk image, on TCP port 10809\n"
       "  weft -r -U /tmp/disk.sock file disk.img  read-only, on a Unix socket\n"
-      "  weft memory 1G --run 'nbdinfo $uri'   memory, while a command runs\n"
-      "  weft --explain file disk.img          what is promised for this disk, and why\n"
-      "  weft --help file                      the parameters of a plugin\n\n"
+      "  weft memory 1G --run 'nbdinfo $uri'      memory, while a command runs\n"
+      "  weft --explain file disk.img             what is promised for this disk, and why\n"
+      "  weft --help file                         the parameters of a plugin\n\n"
       "Options, before or after the plugin:\n";
   for (const OptionSpec& spec : option_table()) {
     if (spec.help != nullptr) text += help_line(spec);
@@ -87,7 +87,8 @@ std::string help_text(std::span<const disk::PluginInfo> plugins, const disk::Plu
   if (plugin != nullptr) return text + plugin_help(*plugin);
   text += "\nPlugins:\n";
   for (const disk::PluginInfo& info : plugins) {
-    text += fmt::format("  {:<12} {}\n", info.name, info.longname);
+    const std::string_view about = info.description != nullptr ? info.description : info.longname;
+    text += fmt::format("  {:<12} {}\n", info.name, about.substr(0, about.find('\n')));
   }
   return text + "\nThe manual page weft(1) says more.\n";
 }

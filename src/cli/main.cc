@@ -98,6 +98,7 @@ class ServingProcess {
     change_identity(identity_);
     if (parent_) stop_with_parent(*parent_);
     ::signal(SIGPIPE, SIG_IGN);
+    hold_stop_signals();  // before the first thread, which takes the mask over
 
     engine::BlockingPool pool;
     // The plugin ends before the pool, whose lanes it holds.
@@ -112,7 +113,6 @@ class ServingProcess {
     } else {
       server.listen(std::move(sockets));
     }
-    hold_stop_signals();
     if (in_background_) (void)!::chdir("/");
     if (options_.pidfile) write_pidfile(*options_.pidfile);
     made.keep();
@@ -243,6 +243,7 @@ int run(const std::vector<std::string>& arguments) {
     print(dump_plugin_text(*info));
     return 0;
   }
+  if (options.server.read_only) plugin->serve_read_only();
   plugin->config_complete();
   if (options.action == Action::kExplain) return explain(options, *info, std::move(plugin));
   return serve(options, std::move(plugin), std::move(inherited), started_by);

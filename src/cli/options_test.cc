@@ -220,6 +220,7 @@ TEST(Options, WrongValuesNameOptionAndValue) {
       {{"-t", "-1"}, "-1"},
       {{"--shared=4294967296"}, "4294967296"},
       {{"--max-memory=1.5M"}, "1.5M"},
+      {{"--max-memory=67108863"}, "67108863"},
       {{"--timeout=soon"}, "soon"},
       {{"--engine=kqueue"}, "kqueue"},
       {{"--log=file"}, "file"},
