@@ -8,6 +8,7 @@
 namespace weft::plugins {
 
 extern const disk::PluginInfo data_plugin;     // data/data.cc
+extern const disk::PluginInfo file_plugin;     // file/file.cc
 extern const disk::PluginInfo memory_plugin;   // memory/memory.cc
 extern const disk::PluginInfo null_plugin;     // null/null.cc
 extern const disk::PluginInfo pattern_plugin;  // pattern/pattern.cc
