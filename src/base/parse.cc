@@ -75,11 +75,16 @@ Outcome parse_magnitude(std::string_view text, uint64_t& result) {
 
 uint64_t parse_size(std::string_view what, std::string_view value) {
   if (value.empty()) refuse(what, value, "is empty", kSizeMend);
-  if (value.front() == '-') refuse(what, value, "is negative", kSizeMend);
-  if (!is_digit(value.front())) refuse(what, value, "is not a size", kSizeMend);
-  uint64_t number = 0;
+  // Blanks and a sign may come first, as strtol(3) has them; zero may even be negative.
+  const size_t first = std::min(value.find_first_not_of(" \t\n\v\f\r"), value.size());
+  const bool negative = value.substr(first).starts_with('-');
   const char* const last = value.data() + value.size();
-  const auto [end, error] = std::from_chars(value.data(), last, number, 10);
+  const char* const digits =
+      value.data() + first + (negative || value.substr(first).starts_with('+') ? 1 : 0);
+  if (digits == last || !is_digit(*digits)) refuse(what, value, "is not a size", kSizeMend);
+  uint64_t number = 0;
+  const auto [end, error] = std::from_chars(digits, last, number, 10);
+  if (negative && number != 0) refuse(what, value, "is negative", kSizeMend);
   uint64_t unit = 1;
   if (end != last) {
     switch (*end | 0x20) {

@@ -234,7 +234,8 @@ std::string probe_uring() {
   if (error < 0) {
     switch (-error) {
       case ENOSYS:
-        return "the kernel has no io_uring_setup (ENOSYS)";
+        return "io_uring_setup is not there (" + errno_text(ENOSYS) +
+               "): the kernel, or a seccomp profile";
       case EPERM:
       case EACCES:
         return "io_uring_setup is refused (" + errno_text(-error) +
