@@ -80,9 +80,10 @@ struct BlockingPool::State {
   };
 
   mutable std::mutex mutex;
-  std::condition_variable wanted;    // tickets
-  std::condition_variable ended;     // threads == 0
-  std::condition_variable watching;  // watched is not empty
+  std::condition_variable wanted;     // tickets
+  std::condition_variable ended;      // threads == 0
+  std::condition_variable watching;   // watched is not empty
+  std::condition_variable lane_left;  // a lane's active is 0
   std::deque<Ticket> tickets;
   std::vector<Lane::Queue*> watched;
   std::thread watchdog;
@@ -187,7 +188,7 @@ struct BlockingPool::State {
           kind = BlockingKind::kBatched;
           lane.batched_active++;
         } else {
-          lane.active--;
+          if (--lane.active == 0) lane_left.notify_all();
           return;
         }
         continue;
@@ -233,7 +234,9 @@ Lane::Lane(BlockingPool& pool, size_t limit) : pool_(pool), queue_(std::make_uni
 
 Lane::~Lane() {
   BlockingPool::State& state = *pool_.state_;
-  std::lock_guard lock(state.mutex);
+  std::unique_lock lock(state.mutex);
+  // The thread that has just brought the last call back still looks whether there is another.
+  state.lane_left.wait(lock, [this] { return queue_->active == 0; });
   assert(queue_->parallel.empty() && queue_->batched.empty());
   std::erase(state.watched, queue_.get());
 }
