@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The conformance suite: what every disk must do, whatever plugin or filter it comes from, on both
+// engines. A test program lists its candidates, and compiles conformance.cc in:
+//
+//   INSTANTIATE_TEST_SUITE_P(Plugins, Conformance, each_engine({{"memory", make_memory}}),
+//                            conformance_name);
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "disk/disk.h"
+#include "engine/blocking_pool.h"
+#include "engine/loop.h"
+
+namespace weft::disk {
+
+struct Candidate {
+  std::string name;  // letters and digits
+  // A plugin after config_complete(), whose default export has at most 8 MiB. `scratch` is an empty
+  // folder that goes after the test. Null: it cannot be had on this machine.
+  std::function<std::unique_ptr<Plugin>(const std::filesystem::path& scratch)> make;
+  bool remembers = true;  // what is written can be read back
+};
+
+struct ConformanceCase {
+  Candidate candidate;
+  engine::EngineKind engine;
+};
+
+std::vector<ConformanceCase> each_engine_case(const std::vector<Candidate>& candidates);
+
+inline auto each_engine(const std::vector<Candidate>& candidates) {
+  return testing::ValuesIn(each_engine_case(candidates));
+}
+
+inline std::string conformance_name(const testing::TestParamInfo<ConformanceCase>& info) {
+  return info.param.candidate.name +
+         (info.param.engine == engine::EngineKind::kUring ? "OnIoUring" : "OnEpoll");
+}
+
+// A folder under the system's folder for temporary files, or under `parent`; removed at the end.
+class ScratchFolder {
+ public:
+  explicit ScratchFolder(
+      const std::filesystem::path& parent = std::filesystem::temp_directory_path());
+  ~ScratchFolder();
+  ScratchFolder(const ScratchFolder&) = delete;
+  ScratchFolder& operator=(const ScratchFolder&) = delete;
+  [[nodiscard]] const std::filesystem::path& path() const { return path_; }
+
+ private:
+  std::filesystem::path path_;
+};
+
+class Conformance : public testing::TestWithParam<ConformanceCase> {
+ public:
+  void SetUp() override;
+  void TearDown() override;
+
+  // A disk as a connection would have it: behind a waist.
+  std::unique_ptr<Disk> open(engine::Loop& on, bool read_only = false);
+  void close(engine::Loop& on, std::unique_ptr<Disk>& disk);
+
+  ScratchFolder scratch;
+  engine::BlockingPool pool;
+  std::unique_ptr<engine::Loop> loop;
+  std::unique_ptr<Plugin> plugin;
+  std::unique_ptr<Disk> disk;
+  uint64_t size = 0;
+  std::vector<std::byte> model;  // what the disk must hold
+};
+
+}  // namespace weft::disk
