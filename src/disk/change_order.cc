@@ -7,8 +7,16 @@
 #include <vector>
 
 namespace weft::disk {
+namespace {
+
+// What is left of a range when its change leaves. Not an empty range at its end: one inside another
+// range counts as overlapping it.
+constexpr Range kNothing{UINT64_MAX, 0};
+
+}  // namespace
 
 void Change::Wake::run() {
+  change->waking_ = false;  // nobody else looks at it once the blockers are gone
   change->may_start();
 }
 
@@ -101,7 +109,7 @@ bool ChangeOrder::leave(Change& change) {
   const uint64_t buckets = change.buckets_;
   lock(buckets);
   const bool waking = change.waking_;
-  release(change, change.range_, Range{change.range_.end(), 0});
+  release(change, change.range_, kNothing);
   for (uint64_t left = buckets; left; left &= left - 1) {
     const int index = std::countr_zero(left);
     Bucket& bucket = buckets_[index];

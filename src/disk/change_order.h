@@ -56,7 +56,7 @@ class Change {
   engine::Loop* loop_ = nullptr;
   uint64_t buckets_ = 0;  // bit set of the lists it is in
   std::atomic<uint32_t> blockers_{0};
-  bool waking_ = false;   // may_start() is on its way (guarded by the buckets' locks)
+  bool waking_ = false;   // may_start() is on its way; set with the buckets locked, once
   Link first_;            // the list of the lowest bucket: most changes need no other
   Link* more_ = nullptr;  // 64 links, indexed by bucket, for a change in several
   Wake wake_;
