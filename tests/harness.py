@@ -138,8 +138,11 @@ class Server:
         finally:
             close(handle)
 
-    def check_serves(self):
-        """A well-behaved client is served: it reads, and where it may it writes too."""
+    def check_serves(self, stores=True):
+        """A well-behaved client is served: it reads, and where it may it writes too.
+
+        stores=False: the disk forgets what is written.
+        """
         assert self.alive(), f"the server is gone:\n{self.log()}"
         with self.client() as client:
             size = min(client.get_size(), 4096)
@@ -147,7 +150,7 @@ class Server:
             if not client.is_read_only():
                 tag = os.urandom(size)
                 client.pwrite(tag, 0)
-                assert client.pread(size, 0) == tag
+                assert client.pread(size, 0) == (tag if stores else bytes(size))
                 client.pwrite(before, 0)
 
     def signal(self, number):
