@@ -171,6 +171,7 @@ int serve(const Options& options, std::unique_ptr<disk::Plugin> plugin, Sockets 
     if (server.child == 0) {
       // ^C is for the command; SIGKILL of the parent must not leave a server behind.
       ::setpgid(0, 0);
+      ::signal(SIGTTOU, SIG_IGN);  // messages to a terminal that is not this group's
       process.end_with(self);
       stop_with_parent(self);
       return process.run(std::move(plugin), std::move(sockets), made, std::move(server.ready));

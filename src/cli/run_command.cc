@@ -56,14 +56,14 @@ int run_command(const std::string& script, pid_t server) {
   }
 
   std::optional<int> command_status;
-  std::optional<int> server_status;
+  std::optional<int> server_result;
   while (true) {
     // Also before the first wait: signals of children that ended before are merged.
     if (!command_status) command_status = poll_child(command);
-    if (!server_status) {
-      server_status = poll_child(server);
-      if (server_status && !command_status) {
-        log::error("the server ended while the command of --run is running");
+    if (!server_result) {
+      if (const std::optional<int> status = poll_child(server)) {
+        server_result = server_exit_status(*status);
+        if (!command_status) log::error("the command of --run is running without its server");
       }
     }
     if (command_status) break;
@@ -74,18 +74,15 @@ int run_command(const std::string& script, pid_t server) {
     const bool from_terminal = info.si_code == SI_KERNEL && (number == SIGINT || number == SIGQUIT);
     if (from_terminal) continue;
     ::kill(command, number);
-    if (!server_status) ::kill(server, number);
+    if (!server_result) ::kill(server, number);
   }
 
   const int result = command_exit_status(*command_status);
-  int server_result = 0;
-  if (server_status) {
-    server_result = server_exit_status(*server_status);
-  } else {
+  if (!server_result) {
     ::kill(server, SIGTERM);
     server_result = wait_for_server(server);
   }
-  return result != 0 ? result : server_result;
+  return result != 0 ? result : *server_result;
 }
 
 }  // namespace weft::cli
