@@ -64,7 +64,7 @@ std::unique_ptr<disk::Plugin> make_plugin(const disk::PluginInfo& info,
   std::unique_ptr<disk::Plugin> plugin = info.make();
   for (const Parameter& parameter : parse_parameters(info, words)) {
     log::debug("{}: {}={}", info.name, parameter.key, parameter.value);
-    if (!parameter.bare) {
+    if (!parameter.bare || info.magic_config_key != nullptr) {
       plugin->config(parameter.key, parameter.value);
       continue;
     }
