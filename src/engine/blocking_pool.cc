@@ -12,8 +12,10 @@
 namespace weft::engine {
 namespace {
 
-constexpr auto kStallTime =
-    std::chrono::milliseconds(1);  // of a batched call, before another helps
+constexpr auto kStallTime = std::chrono::milliseconds(1);   // of a short call, before another helps
+constexpr auto kWatchTime = std::chrono::milliseconds(2);   // between two looks of the watchdog
+constexpr int kQuietLooks = 100;                            // without work; then it sleeps
+constexpr auto kPoolTime = std::chrono::seconds(1);         // for short calls, after one was stuck
 constexpr auto kThreadIdleTime = std::chrono::seconds(30);  // then a thread ends
 
 }  // namespace
@@ -64,16 +66,18 @@ struct Lane::Queue {
   };
 
   Fifo parallel;
-  Fifo batched;
+  Fifo short_calls;
   size_t limit;
   size_t active = 0;           // threads at work here, or on their way
-  size_t batched_active = 0;   // of these, on batched calls
-  size_t batched_allowed = 1;  // grows while they are stuck
-  Clock::time_point progress;  // when a batched call was last taken
+  size_t short_active = 0;     // of these, on short calls
+  size_t short_allowed = 1;    // grows while they are stuck
+  Clock::time_point progress;  // when a short call was last taken
   bool watched = false;        // in the watchdog's list
 };
 
 struct BlockingPool::State {
+  explicit State(std::atomic<bool>& watchdog_asleep) : asleep(watchdog_asleep) {}
+
   struct Ticket {  // a thread is wanted at a lane
     Lane::Queue* lane;
     BlockingKind kind;
@@ -90,12 +94,13 @@ struct BlockingPool::State {
   size_t threads = 0;
   size_t idle = 0;
   bool stopping = false;
-  bool watchdog_asleep = false;
+  std::vector<Loop*> loops;   // that make short calls
+  std::atomic<bool>& asleep;  // the watchdog
   std::array<std::atomic<uint64_t>, static_cast<size_t>(BlockingReason::kCount)> counts{};
 
   void send_thread(Lane::Queue& lane, BlockingKind kind) {
     lane.active++;
-    if (kind == BlockingKind::kBatched) lane.batched_active++;
+    if (kind == BlockingKind::kShort) lane.short_active++;
     tickets.push_back({&lane, kind});
     if (idle >= tickets.size()) {
       wanted.notify_one();
@@ -105,14 +110,14 @@ struct BlockingPool::State {
     }
   }
 
-  void help_batched(Lane::Queue& lane, Clock::time_point now) {
-    if (lane.batched.empty()) return;
-    if (lane.batched_active >= lane.batched_allowed) {
+  void help_short(Lane::Queue& lane, Clock::time_point now) {
+    if (lane.short_calls.empty()) return;
+    if (lane.short_active >= lane.short_allowed) {
       if (now - lane.progress < kStallTime) return;
-      lane.batched_allowed = lane.batched_active + 1;
+      lane.short_allowed = lane.short_active + 1;
       lane.progress = now;
     }
-    if (lane.active < lane.limit) send_thread(lane, BlockingKind::kBatched);
+    if (lane.active < lane.limit) send_thread(lane, BlockingKind::kShort);
   }
 
   void watch(Lane::Queue& lane) {
@@ -120,37 +125,56 @@ struct BlockingPool::State {
       lane.watched = true;
       watched.push_back(&lane);
     }
+    rouse();
+  }
+
+  // With the mutex held.
+  void rouse() {
     if (!watchdog.joinable()) watchdog = std::thread([this] { run_watchdog(); });
-    if (watchdog_asleep) watching.notify_one();
+    if (asleep.load(std::memory_order_relaxed)) watching.notify_one();
   }
 
   void run_watchdog() {
     pthread_setname_np(pthread_self(), "weft-watchdog");
     std::unique_lock lock(mutex);
-    int quiet = 0;  // rounds without work: it goes to sleep after some, not at every pause
+    int quiet = 0;  // looks without work: it goes to sleep after some, not at every pause
+    asleep.store(false, std::memory_order_seq_cst);
     while (!stopping) {
-      if (watched.empty() && quiet++ > 100) {
-        watchdog_asleep = true;
-        watching.wait(lock, [this] { return stopping || !watched.empty(); });
-        watchdog_asleep = false;
+      if (quiet > kQuietLooks) {
+        // Say so, then look once more: a call that begins after the look sees it and rings.
+        asleep.store(true, std::memory_order_seq_cst);
+        if (!look()) watching.wait(lock);
+        asleep.store(false, std::memory_order_seq_cst);
         quiet = 0;
       } else {
-        watching.wait_for(lock, kStallTime);
+        watching.wait_for(lock, watched.empty() ? kWatchTime : kStallTime);
       }
-      const Clock::time_point now = Clock::now();
-      for (size_t i = 0; i < watched.size();) {
-        Lane::Queue& lane = *watched[i];
-        if (lane.batched.empty()) {
-          lane.watched = false;
-          watched[i] = watched.back();
-          watched.pop_back();
-        } else {
-          quiet = 0;
-          help_batched(lane, now);
-          i++;
-        }
+      if (stopping) break;
+      quiet = look() ? 0 : quiet + 1;
+    }
+  }
+
+  // True: there was something to watch.
+  bool look() {
+    const Clock::time_point now = Clock::now();
+    bool busy = !watched.empty();
+    for (size_t i = 0; i < watched.size();) {
+      Lane::Queue& lane = *watched[i];
+      if (lane.short_calls.empty()) {
+        lane.watched = false;
+        watched[i] = watched.back();
+        watched.pop_back();
+      } else {
+        help_short(lane, now);
+        i++;
       }
     }
+    for (Loop* loop : loops) {
+      if (loop->call_state_.load(std::memory_order_seq_cst) == 0) continue;
+      busy = true;
+      loop->take_over_if_stuck(now);
+    }
+    return busy;
   }
 
   void work() {
@@ -176,17 +200,17 @@ struct BlockingPool::State {
   // Runs calls of the lane until there are none left for this thread.
   void serve(Lane::Queue& lane, BlockingKind kind, std::unique_lock<std::mutex>& lock) {
     for (;;) {
-      const bool batched = kind == BlockingKind::kBatched;
-      Lane::Queue::Fifo& fifo = batched ? lane.batched : lane.parallel;
+      const bool short_calls = kind == BlockingKind::kShort;
+      Lane::Queue::Fifo& fifo = short_calls ? lane.short_calls : lane.parallel;
       if (fifo.empty()) {
-        if (batched && --lane.batched_active == 0) lane.batched_allowed = 1;
+        if (short_calls && --lane.short_active == 0) lane.short_allowed = 1;
         // The other kind may have been held back by the limit.
-        if (batched && !lane.parallel.empty()) {
+        if (short_calls && !lane.parallel.empty()) {
           kind = BlockingKind::kParallel;
-        } else if (!batched && !lane.batched.empty() &&
-                   lane.batched_active < lane.batched_allowed) {
-          kind = BlockingKind::kBatched;
-          lane.batched_active++;
+        } else if (!short_calls && !lane.short_calls.empty() &&
+                   lane.short_active < lane.short_allowed) {
+          kind = BlockingKind::kShort;
+          lane.short_active++;
         } else {
           if (--lane.active == 0) lane_left.notify_all();
           return;
@@ -194,7 +218,7 @@ struct BlockingPool::State {
         continue;
       }
       BlockingJob* job = fifo.pop();
-      if (batched) lane.progress = Clock::now();
+      if (short_calls) lane.progress = Clock::now();
       lock.unlock();
       Loop* loop = job->loop_;
       job->execute();
@@ -204,7 +228,7 @@ struct BlockingPool::State {
   }
 };
 
-BlockingPool::BlockingPool() : state_(std::make_unique<State>()) {
+BlockingPool::BlockingPool() : state_(std::make_unique<State>(watchdog_asleep_)) {
   general_lane_ = std::make_unique<Lane>(*this);
 }
 
@@ -237,25 +261,75 @@ Lane::~Lane() {
   std::unique_lock lock(state.mutex);
   // The thread that has just brought the last call back still looks whether there is another.
   state.lane_left.wait(lock, [this] { return queue_->active == 0; });
-  assert(queue_->parallel.empty() && queue_->batched.empty());
+  assert(queue_->parallel.empty() && queue_->short_calls.empty());
   std::erase(state.watched, queue_.get());
 }
 
 void Lane::submit(BlockingJob& job, BlockingReason reason, BlockingKind kind) {
   BlockingPool::State& state = *pool_.state_;
   job.loop_ = Loop::current();
+  job.lane_ = this;
   assert(job.loop_);
   state.counts[static_cast<size_t>(reason)].fetch_add(1, std::memory_order_relaxed);
-  std::lock_guard lock(state.mutex);
-  if (kind == BlockingKind::kParallel) {
-    queue_->parallel.push(job);
-    if (queue_->active < queue_->limit) state.send_thread(*queue_, kind);
+  if (kind == BlockingKind::kShort) {
+    if (!wants_pool()) {
+      job.loop_->add_short_call(job);
+    } else {
+      queue_short(job);
+    }
     return;
   }
-  if (queue_->batched.empty() && queue_->batched_active == 0) queue_->progress = Clock::now();
-  queue_->batched.push(job);
-  state.help_batched(*queue_, queue_->progress);
+  std::lock_guard lock(state.mutex);
+  queue_->parallel.push(job);
+  if (queue_->active < queue_->limit) state.send_thread(*queue_, kind);
+}
+
+bool Lane::wants_pool() const {
+  if (stuck_.load(std::memory_order_relaxed) > 0) return true;
+  const int64_t until = pool_until_.load(std::memory_order_relaxed);
+  return until != 0 && Clock::now().time_since_epoch().count() < until;
+}
+
+// To a thread of the pool.
+void Lane::queue_short(BlockingJob& job) {
+  BlockingPool::State& state = *pool_.state_;
+  std::lock_guard lock(state.mutex);
+  if (queue_->short_calls.empty() && queue_->short_active == 0) queue_->progress = Clock::now();
+  queue_->short_calls.push(job);
+  state.help_short(*queue_, queue_->progress);
   state.watch(*queue_);
+}
+
+// ---- Short calls of loops ---------------------------------------------------------------------
+
+void BlockingPool::watch(Loop& loop) {
+  std::lock_guard lock(state_->mutex);
+  state_->loops.push_back(&loop);
+  state_->rouse();
+}
+
+void BlockingPool::forget(Loop& loop) {
+  std::lock_guard lock(state_->mutex);
+  std::erase(state_->loops, &loop);
+}
+
+void BlockingPool::wake_watchdog_now() noexcept {
+  std::lock_guard lock(state_->mutex);
+  state_->rouse();
+}
+
+void BlockingPool::call_is_stuck(BlockingJob& job) {
+  job.lane_->stuck_.fetch_add(1, std::memory_order_relaxed);
+  job.lane_->pool_until_.store((Clock::now() + kPoolTime).time_since_epoch().count(),
+                               std::memory_order_relaxed);
+}
+
+void BlockingPool::call_came_back(BlockingJob& job) {
+  job.lane_->stuck_.fetch_sub(1, std::memory_order_relaxed);
+}
+
+void BlockingPool::submit_elsewhere(BlockingJob& job) {
+  job.lane_->queue_short(job);
 }
 
 }  // namespace weft::engine

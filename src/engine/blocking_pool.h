@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// Calls that may block, off the loops. Every trip has an enumerated reason and a counter.
+// Calls that may block. Every one has an enumerated reason and a counter.
 //
 // Work is queued on a Lane: one per disk, so that a disk that hangs holds up nothing but itself.
-// The pool's threads are made on demand and shared by all lanes. A lane runs at most `limit` calls
-// at once, and says with each call how it is to be run:
-//  - kParallel: a thread of its own at once (a cold read, a sync: it waits for the device);
-//  - kBatched: in order of arrival by a thread that is already at work on this lane's batched
-//  calls,
-//    if there is one (a buffered write: short work, for which waking a thread costs more than doing
-//    it). A batched call that is stuck is noticed after a millisecond and another thread takes over
-//    those queued behind it, and so on up to the limit.
+// With each call comes how it is to be made:
+//  - kParallel: by a thread of the pool, at once (a cold read, a sync: it waits for the device).
+//  The
+//    threads are made on demand and shared by all lanes; a lane has at most `limit` at once.
+//  - kShort: by the loop's own thread at the end of the turn (a buffered write of a few pages:
+//  handing
+//    it to a thread costs more than doing it). If it blocks after all, the loop is taken over by
+//    another thread (loop.h); and as long as a lane has a call that is stuck so, and for a second
+//    from then, its short calls are made by the pool: one after another by one thread, and by one
+//    more whenever that makes no progress for a millisecond, up to the limit.
 #pragma once
 
 #include <array>
@@ -43,7 +45,7 @@ enum class BlockingReason : uint8_t {
 };
 std::string_view blocking_reason_name(BlockingReason reason);
 
-enum class BlockingKind : uint8_t { kParallel, kBatched };
+enum class BlockingKind : uint8_t { kParallel, kShort };
 
 class Lane;
 
@@ -58,8 +60,10 @@ class BlockingJob : public Message {
 
  private:
   friend class Lane;
+  friend class Loop;
   friend class BlockingPool;
   Loop* loop_ = nullptr;
+  Lane* lane_ = nullptr;
   BlockingJob* next_ = nullptr;
 };
 
@@ -79,8 +83,22 @@ class BlockingPool {
 
  private:
   friend class Lane;
+  friend class Loop;
+
+  // Short calls, for Loop.
+  void watch(Loop& loop);
+  void forget(Loop& loop);
+  void wake_watchdog() noexcept {
+    if (watchdog_asleep_.load(std::memory_order_seq_cst)) wake_watchdog_now();
+  }
+  void wake_watchdog_now() noexcept;
+  void call_is_stuck(BlockingJob& job);
+  void call_came_back(BlockingJob& job);
+  void submit_elsewhere(BlockingJob& job);
+
   struct State;
   std::unique_ptr<State> state_;
+  std::atomic<bool> watchdog_asleep_{true};
   std::unique_ptr<Lane> general_lane_;
 };
 
@@ -103,7 +121,12 @@ class Lane {
 
  private:
   friend class BlockingPool;
+  [[nodiscard]] bool wants_pool() const;
+  void queue_short(BlockingJob& job);
+
   BlockingPool& pool_;
+  std::atomic<int> stuck_{0};           // short calls whose loops were taken over
+  std::atomic<int64_t> pool_until_{0};  // Clock's ticks; 0: never was stuck
   struct Queue;
   std::unique_ptr<Queue> queue_;
 };

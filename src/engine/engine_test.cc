@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <deque>
 #include <filesystem>
 #include <latch>
 #include <string>
@@ -291,7 +292,7 @@ Task<int> many_blocking(Loop& loop, Lane& lane, BlockingKind kind, int count, Co
 
 TEST_P(Engine, BlockingCallsRunOnThePoolWithinTheLimitAndAreCounted) {
   Lane lane(pool, 4);
-  for (BlockingKind kind : {BlockingKind::kParallel, BlockingKind::kBatched}) {
+  for (BlockingKind kind : {BlockingKind::kParallel, BlockingKind::kShort}) {
     Concurrency meter;
     EXPECT_EQ(loop->run_until_done(many_blocking(*loop, lane, kind, 1000, meter)), 1000);
     EXPECT_GE(meter.most, 1);
@@ -303,14 +304,13 @@ TEST_P(Engine, BlockingCallsRunOnThePoolWithinTheLimitAndAreCounted) {
 Task<void> stuck_and_others(Loop& loop, Lane& lane, std::latch& release, int& finished) {
   Scope scope(loop);
   auto stuck = [](Loop& l, Lane& where, std::latch& gate) -> Task<void> {
-    co_await where.run(l, BlockingReason::kWrite, BlockingKind::kBatched, [&gate] {
+    co_await where.run(l, BlockingReason::kWrite, BlockingKind::kShort, [&gate] {
       gate.wait();
       return 0;
     });
   };
   auto quick = [](Loop& l, Lane& where, int& count) -> Task<void> {
-    count +=
-        co_await where.run(l, BlockingReason::kWrite, BlockingKind::kBatched, [] { return 1; });
+    count += co_await where.run(l, BlockingReason::kWrite, BlockingKind::kShort, [] { return 1; });
   };
   Scope quick_ones(loop);
   // Three that are stuck, each with others queued behind it.
@@ -329,6 +329,52 @@ TEST_P(Engine, ABatchedCallThatIsStuckDelaysOnlyItself) {
   std::latch release(1);
   int finished = 0;
   loop->run_until_done(stuck_and_others(*loop, lane, release, finished));
+}
+
+Task<void> wait_for(Loop& loop, Lane& lane, std::latch& gate, int& done) {
+  done += co_await lane.run(loop, BlockingReason::kWrite, BlockingKind::kShort, [&gate] {
+    gate.wait();
+    return 1;
+  });
+}
+
+// Everything a loop does goes on while its thread is stuck, whoever runs it by then.
+Task<void> life_goes_on(Loop& loop, BlockingPool& pool, int fd) {
+  constexpr int kRounds = 3;
+  std::deque<Lane> lanes;
+  std::deque<std::latch> gates;
+  Scope scope(loop);
+  int done = 0;
+  SocketPair waiting;  // a wait that began before and ends after
+  size_t received = 0;
+  auto receiver = [](Loop& l, int socket, size_t& total) -> Task<void> {
+    total = co_await receive_all(l, socket);
+  };
+  scope.spawn(receiver(loop, waiting.b.get(), received));
+  for (int round = 0; round < kRounds; round++) {
+    lanes.emplace_back(pool);
+    gates.emplace_back(1);
+    scope.spawn(wait_for(loop, lanes.back(), gates.back(), done));
+    EXPECT_EQ(co_await sleep_then(loop, milliseconds(20), 7), 7);
+    EXPECT_EQ(co_await transfer(loop, 1'000'000), 1'000'000u);
+    co_await file_round_trip(loop, fd);
+    EXPECT_EQ(co_await lanes.back().run(loop, BlockingReason::kSync, BlockingKind::kParallel,
+                                        [] { return 5; }),
+              5);
+    EXPECT_EQ(done, 0);
+  }
+  for (std::latch& gate : gates) gate.count_down();
+  co_await send_all(loop, waiting.a.get(), 1000);
+  co_await scope.join();
+  EXPECT_EQ(done, kRounds);
+  EXPECT_EQ(received, 1000u);
+}
+
+TEST_P(Engine, ALoopWhoseThreadIsStuckGoesOnWithAnother) {
+  Fd file(::open("/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
+  ASSERT_TRUE(file);
+  for (int i = 0; i < 3; i++) loop->run_until_done(life_goes_on(*loop, pool, file.get()));
+  EXPECT_EQ(loop->run_until_done(sum(10)), 20);
 }
 
 Task<void> budget_line(Loop& loop, Budget& budget) {

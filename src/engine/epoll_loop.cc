@@ -37,7 +37,10 @@ class EpollLoop final : public Loop {
     event.data.ptr = nullptr;
     ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, doorbell_.get(), &event);
   }
-  ~EpollLoop() override { bury(); }
+  ~EpollLoop() override {
+    end();
+    bury();
+  }
 
   [[nodiscard]] EngineKind kind() const override { return EngineKind::kEpoll; }
 

@@ -1,18 +1,41 @@
 // SPDX-License-Identifier: BSD-3-Clause
 #include "engine/loop.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <poll.h>
+#include <pthread.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cassert>
+#include <cstdio>
+#include <cstring>
+#include <thread>
 
+#include "base/fd.h"
+#include "engine/blocking_pool.h"
 #include "engine/engines.h"
 
 namespace weft::engine {
 namespace {
 
 thread_local Loop* current_loop = nullptr;
+
+constexpr auto kShortCallsTime = std::chrono::milliseconds(2);  // in one turn
+
+// Whether the kernel would run the thread if it had a processor to spare (proc(5), state R).
+bool is_runnable(int tid) {
+  char path[64];
+  std::snprintf(path, sizeof path, "/proc/self/task/%d/stat", tid);
+  Fd file(::open(path, O_RDONLY | O_CLOEXEC));
+  char text[256];
+  const ssize_t n = file ? ::read(file.get(), text, sizeof text - 1) : -1;
+  if (n <= 0) return false;
+  text[n] = '\0';
+  const char* after_name = std::strrchr(text, ')');
+  return after_name && after_name[1] == ' ' && after_name[2] == 'R';
+}
 
 }  // namespace
 
@@ -118,6 +141,11 @@ std::unique_ptr<Loop> Loop::create(EngineKind kind, BlockingPool& pool) {
 Loop::Loop(BlockingPool& pool) : pool_(pool) {}
 Loop::~Loop() = default;
 
+void Loop::end() {
+  if (watched_) pool_.forget(*this);
+  while (guests_.load(std::memory_order_acquire) > 0) std::this_thread::yield();
+}
+
 Loop* Loop::current() {
   return current_loop;
 }
@@ -125,11 +153,23 @@ Loop* Loop::current() {
 void Loop::run() {
   Loop* outer = std::exchange(current_loop, this);
   stopped_ = false;
-  while (!stopped_) {
-    turn();
-    if (stop_requested_.exchange(false, std::memory_order_acquire)) stopped_ = true;
+  runner_tid_.store(::gettid(), std::memory_order_relaxed);
+  adopt_thread();
+  if (!run_turns()) {
+    std::unique_lock lock(lost_mutex_);
+    ended_elsewhere_.wait(lock, [this] { return std::exchange(ended_, false); });
   }
   current_loop = outer;
+}
+
+bool Loop::run_turns() {
+  while (!stopped_) {
+    if (!turn()) return false;
+    if (stop_requested_.exchange(false, std::memory_order_acquire)) {
+      stopped_ = true;
+    }
+  }
+  return true;
 }
 
 void Loop::stop() {
@@ -137,14 +177,18 @@ void Loop::stop() {
   if (!in_thread()) ring_doorbell();
 }
 
-void Loop::turn() {
+bool Loop::turn() {
   run_messages();
   run_timers();
   run_ready();
+  if (short_calls_) {
+    if (!make_short_calls()) return false;
+    run_ready();
+  }
   run_turn_ends();
-  if (ready_ || turn_ends_ || stop_requested_.load(std::memory_order_acquire)) {
+  if (ready_ || turn_ends_ || short_calls_ || stop_requested_.load(std::memory_order_acquire)) {
     wait(std::chrono::nanoseconds(0));
-    return;
+    return true;
   }
   // Say that this thread is about to sleep, then look for messages once more: a poster that comes
   // after the look sees the flag and rings.
@@ -153,6 +197,83 @@ void Loop::turn() {
                     !stop_requested_.load(std::memory_order_seq_cst);
   wait(idle ? time_to_next_timer() : std::chrono::nanoseconds(0));
   sleeping_.store(false, std::memory_order_relaxed);
+  return true;
+}
+
+// ---- short blocking calls ---------------------------------------------------------------------
+
+void Loop::add_short_call(BlockingJob& job) noexcept {
+  job.next_ = nullptr;
+  *short_calls_tail_ = &job;
+  short_calls_tail_ = &job.next_;
+}
+
+// False: this thread was stuck in a call, and another runs the loop now.
+bool Loop::make_short_calls() {
+  if (!watched_) {
+    pool_.watch(*this);
+    watched_ = true;
+  }
+  Clock::time_point now = Clock::now();
+  const Clock::time_point until = now + kShortCallsTime;
+  while (BlockingJob* job = short_calls_) {
+    short_calls_ = job->next_;
+    if (!short_calls_) short_calls_tail_ = &short_calls_;
+    current_call_ = job;
+    uint64_t mine = static_cast<uint64_t>(now.time_since_epoch().count()) << 1 | 1;
+    call_state_.store(mine, std::memory_order_seq_cst);
+    pool_.wake_watchdog();
+    job->execute();
+    if (!call_state_.compare_exchange_strong(mine, 0, std::memory_order_seq_cst)) {
+      current_loop = nullptr;
+      guests_.fetch_add(1, std::memory_order_relaxed);
+      pool_.call_came_back(*job);
+      post(*job);
+      leave_thread();
+      guests_.fetch_sub(1, std::memory_order_release);
+      return false;
+    }
+    job->run();
+    now = Clock::now();
+    if (now > until) break;  // the others first: the rest comes in the next turn
+  }
+  return true;
+}
+
+void Loop::take_over_if_stuck(Clock::time_point now) {
+  uint64_t state = call_state_.load(std::memory_order_seq_cst);
+  if (!(state & 1)) return;
+  const auto begun = Clock::time_point(Clock::duration(static_cast<int64_t>(state >> 1)));
+  if (now - begun < kStuckTime) return;
+  // Not on a processor, for want of one, is not stuck.
+  if (is_runnable(runner_tid_.load(std::memory_order_relaxed))) return;
+  if (!call_state_.compare_exchange_strong(state, 0, std::memory_order_seq_cst)) return;
+  pool_.call_is_stuck(*current_call_);
+  std::thread([this] { run_taken_over(); }).detach();
+}
+
+void Loop::run_taken_over() {
+  pthread_setname_np(pthread_self(), "weft-loop");
+  current_loop = this;
+  runner_tid_.store(::gettid(), std::memory_order_relaxed);
+  adopt_thread();
+  // What was queued behind the stuck call may be for the same disk: to the pool with it.
+  BlockingJob* job = std::exchange(short_calls_, nullptr);
+  short_calls_tail_ = &short_calls_;
+  while (job) {
+    BlockingJob* next = job->next_;
+    pool_.submit_elsewhere(*job);
+    job = next;
+  }
+  if (!run_turns()) return;
+  current_loop = nullptr;
+  guests_.fetch_add(1, std::memory_order_relaxed);
+  {
+    std::lock_guard lock(lost_mutex_);
+    ended_ = true;  // who waits in run() has the loop again
+    ended_elsewhere_.notify_all();
+  }
+  guests_.fetch_sub(1, std::memory_order_release);
 }
 
 void Loop::at_turn_end(TurnEnd& what) noexcept {
@@ -174,12 +295,15 @@ void Loop::cancel_turn_end(TurnEnd& what) noexcept {
 }
 
 void Loop::post(Message& message) noexcept {
+  // Once the message is seen, the loop may run to its end: it waits for us there.
+  guests_.fetch_add(1, std::memory_order_relaxed);
   Message* head = messages_.load(std::memory_order_relaxed);
   do {
     message.next_ = head;
   } while (!messages_.compare_exchange_weak(head, &message, std::memory_order_seq_cst,
                                             std::memory_order_relaxed));
   if (sleeping_.load(std::memory_order_seq_cst) && !in_thread()) ring_doorbell();
+  guests_.fetch_sub(1, std::memory_order_release);
 }
 
 void Loop::run_messages() {

@@ -9,16 +9,25 @@
 //
 // A turn of the loop: take what has happened (completions, messages of other threads, expired
 // timers) and put the coroutines that waited for it on the ready queue; run the ready queue until
-// it is empty; run what asked for the end of the turn (replies are sent there, so that all that
-// became ready in one turn leaves in one call); wait.
+// it is empty; make the short blocking calls that were asked for; run what asked for the end of the
+// turn (replies are sent there, so that all that became ready in one turn leaves in one call);
+// wait.
+//
+// Short blocking calls (blocking_pool.h, BlockingKind::kShort) are made by the loop's own thread,
+// which costs nothing, at a point where no coroutine is on its stack. A watchdog looks at the
+// threads that are in such a call; one that is found blocked for kStuckTime loses the loop to a new
+// thread, which goes on from that very point. The old thread brings the result back when it has it,
+// as the pool does, and does not run the loop again.
 #pragma once
 
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <coroutine>
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -33,6 +42,7 @@ using Clock = std::chrono::steady_clock;
 
 class Loop;
 class BlockingPool;
+class BlockingJob;
 
 // A place in the ready queue. Embedded in what waits; in the queue once at a time.
 struct Wakeup {
@@ -194,7 +204,7 @@ class Loop {
   Loop(const Loop&) = delete;
   Loop& operator=(const Loop&) = delete;
 
-  // Runs turns on the calling thread until stop().
+  // Runs the loop, on the calling thread or what takes over from it, until stop().
   void run();
   // From any thread: run() returns at the end of its turn.
   void stop();
@@ -245,6 +255,9 @@ class Loop {
   };
   Yield yield() { return {*this}; }
 
+  // Makes the call at the end of this turn. For Lane. Own thread.
+  void add_short_call(BlockingJob& job) noexcept;
+
   // Reading and writing files. `rw_flags` are RWF_* flags of preadv2(2).
   FileOperation read_file(int fd, MutableByteSpan into, uint64_t offset, int rw_flags = 0);
   FileOperation write_file(int fd, ByteSpan from, uint64_t offset, int rw_flags = 0);
@@ -255,9 +268,12 @@ class Loop {
  protected:
   friend class Watch;
   friend class Timer;
+  friend class BlockingPool;
   friend struct FileOperation;
 
   explicit Loop(BlockingPool& pool);
+  // First of all in an engine's destructor: no other thread is in the loop afterwards.
+  void end();
 
   // Submits what is pending and waits for events, at most `timeout` (negative: no limit); puts what
   // they wake on the ready queue.
@@ -267,11 +283,23 @@ class Loop {
   virtual void arm(Watch& watch, Watch::Side& side) = 0;
   virtual void disarm(Watch& watch) = 0;
   virtual void start(FileOperation& operation) = 0;
+  // The calling thread runs the loop from now on; another may have done so before.
+  virtual void adopt_thread() {}
+  // The calling thread has lost the loop: brings back what only it can (with call()).
+  virtual void leave_thread() {}
 
   BlockingPool& pool_;
 
  private:
-  void turn();
+  static constexpr std::chrono::milliseconds kStuckTime{4};
+
+  // False: this thread has lost the loop.
+  bool run_turns();
+  bool turn();
+  bool make_short_calls();
+  // By the watchdog: gives the loop to a new thread if its own is blocked in a call.
+  void take_over_if_stuck(Clock::time_point now);
+  void run_taken_over();
   void run_messages();
   void run_timers();
   void run_ready();
@@ -283,8 +311,23 @@ class Loop {
   TurnEnd* turn_ends_ = nullptr;
   std::multimap<Clock::time_point, Timer*> timers_;
   bool stopped_ = false;
+
+  // Short blocking calls. `call_state_` is 0 or, during one, its start (ns) with the lowest bit
+  // set; who changes it from that value, the thread at the end of the call or the watchdog, has the
+  // loop.
+  BlockingJob* short_calls_ = nullptr;
+  BlockingJob** short_calls_tail_ = &short_calls_;
+  BlockingJob* current_call_ = nullptr;  // published by call_state_
+  std::atomic<uint64_t> call_state_{0};
+  std::atomic<int> runner_tid_{0};
+  bool watched_ = false;  // the watchdog knows this loop
+  std::mutex lost_mutex_;
+  std::condition_variable ended_elsewhere_;
+  bool ended_ = false;  // a thread that had taken over has stopped (guarded by lost_mutex_)
+
   alignas(64) std::atomic<Message*> messages_{nullptr};
   std::atomic<bool> sleeping_{false};
+  std::atomic<int> guests_{0};  // other threads that are about to leave this object alone
   std::atomic<bool> stop_requested_{false};
 };
 

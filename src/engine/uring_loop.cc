@@ -5,12 +5,18 @@
 #include <liburing.h>
 #include <poll.h>
 #include <sys/eventfd.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
-#include <cstring>
+#include <condition_variable>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
 #include <vector>
 
 #include "base/fd.h"
+#include "base/log.h"
 #include "engine/blocking_pool.h"
 #include "engine/engines.h"
 
@@ -43,36 +49,73 @@ int make_ring(io_uring* ring, unsigned entries) {
 
 }  // namespace
 
-// Outlives its Watch until the ring has given back every poll that was armed for it.
+struct Ring;
+
+// A watch's polls on one ring. Outlives its Watch until the ring has given back every poll.
 struct UringRegistration {
-  Watch* watch;
-  int in_flight = 0;  // polls
+  Watch* watch = nullptr;                 // null: gone, or registered with a newer ring
+  int in_flight = 0;                      // polls
+  UringRegistration* previous = nullptr;  // of all of this ring
+  UringRegistration* next = nullptr;
+};
+
+// A ring belongs to the thread that made it (single issuer). When another thread takes the loop
+// over it makes a ring of its own, arms there what is waited for, and leaves the old one to
+// the old thread, which alone can fetch the completions of the file operations that are on it.
+struct Ring {
+  io_uring ring{};
+  pid_t thread = 0;
+  bool doorbell_armed = false;
+  size_t file_operations = 0;
+  UringRegistration* first = nullptr;
+
+  Ring() {
+    const int error = make_ring(&ring, kQueueEntries);
+    if (error < 0) {
+      log::error("cannot make an io_uring: {}; use --engine=epoll", errno_text(-error));
+      std::abort();
+    }
+    thread = ::gettid();
+  }
+  ~Ring() {
+    io_uring_queue_exit(&ring);
+    while (first) delete std::exchange(first, first->next);
+  }
+  Ring(const Ring&) = delete;
+  Ring& operator=(const Ring&) = delete;
+
+  UringRegistration* add(Watch& watch) {
+    auto* registration = new UringRegistration{&watch, 0, nullptr, first};
+    if (first) first->previous = registration;
+    return first = registration;
+  }
+  void remove(UringRegistration* registration) {
+    (registration->previous ? registration->previous->next : first) = registration->next;
+    if (registration->next) registration->next->previous = registration->previous;
+    delete registration;
+  }
 };
 
 class UringLoop final : public Loop {
  public:
   explicit UringLoop(BlockingPool& pool) : Loop(pool) {
-    // The ring belongs to the thread that runs the loop (single issuer): it is made there.
     doorbell_ = Fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     if (!doorbell_) throw ConfigError("cannot make an eventfd: " + errno_text(errno));
   }
 
-  ~UringLoop() override {
-    if (ring_made_) io_uring_queue_exit(&ring_);
-    for (UringRegistration* registration : registrations_) delete registration;
-  }
+  ~UringLoop() override { end(); }
 
   [[nodiscard]] EngineKind kind() const override { return EngineKind::kUring; }
 
  protected:
   void wait(std::chrono::nanoseconds timeout) override {
-    io_uring* ring = this->ring();
-    if (!doorbell_armed_) {
+    if (!the_ring().doorbell_armed) {
       io_uring_sqe* sqe = next_sqe();
       io_uring_prep_poll_add(sqe, doorbell_.get(), POLLIN);
       io_uring_sqe_set_data64(sqe, kTagDoorbell);
-      doorbell_armed_ = true;
+      ring_->doorbell_armed = true;
     }
+    io_uring* ring = &ring_->ring;
     io_uring_cqe* first = nullptr;
     if (timeout.count() == 0) {
       // Nothing to wait for: submit, and let the kernel run what it has deferred.
@@ -99,7 +142,8 @@ class UringLoop final : public Loop {
   }
 
   void arm(Watch& watch, Watch::Side& side) override {
-    UringRegistration* registration = registration_of(watch);
+    auto* registration = static_cast<UringRegistration*>(watch.engine_data_);
+    if (!registration) watch.engine_data_ = registration = the_ring().add(watch);
     const bool input = &side == &watch.in_;
     io_uring_sqe* sqe = next_sqe();
     io_uring_prep_poll_add(sqe, watch.fd_, input ? POLLIN | POLLRDHUP : POLLOUT);
@@ -114,7 +158,7 @@ class UringLoop final : public Loop {
     watch.engine_data_ = nullptr;
     registration->watch = nullptr;
     if (registration->in_flight == 0) {
-      recycle(registration);
+      ring_->remove(registration);
       return;
     }
     // The poll holds the open file: take it back, so that the peer sees the close at once. The
@@ -135,6 +179,56 @@ class UringLoop final : public Loop {
     }
     sqe->rw_flags = operation.rw_flags;
     io_uring_sqe_set_data64(sqe, tagged(&operation, kTagFile));
+    ring_->file_operations++;
+  }
+
+  void adopt_thread() override {
+    if (the_ring().thread == ::gettid()) return;
+    std::unique_ptr<Ring> old = std::move(ring_);
+    ring_ = std::make_unique<Ring>();
+    for (UringRegistration* r = old->first; r; r = r->next) {
+      Watch* watch = std::exchange(r->watch, nullptr);
+      if (!watch) continue;
+      watch->engine_data_ = nullptr;
+      for (Watch::Side* side : {&watch->in_, &watch->out_}) {
+        side->armed = false;
+        if (side->waiting) arm(*watch, *side);
+      }
+    }
+    std::lock_guard lock(left_mutex_);
+    left_.push_back(std::move(old));
+    left_changed_.notify_all();
+  }
+
+  void leave_thread() override {
+    std::unique_ptr<Ring> mine;
+    {
+      std::unique_lock lock(left_mutex_);
+      const auto find = [this] {
+        return std::find_if(left_.begin(), left_.end(),
+                            [](const std::unique_ptr<Ring>& r) { return r->thread == ::gettid(); });
+      };
+      // The new thread may be only about to put it here.
+      left_changed_.wait(lock, [&] { return find() != left_.end(); });
+      const auto found = find();
+      mine = std::move(*found);
+      left_.erase(found);
+    }
+    while (mine->file_operations > 0) {
+      io_uring_submit_and_wait(&mine->ring, 1);
+      unsigned head;
+      unsigned count = 0;
+      io_uring_cqe* cqe;
+      io_uring_for_each_cqe(&mine->ring, head, cqe) {
+        count++;
+        if ((cqe->user_data & kTagMask) != kTagFile) continue;
+        mine->file_operations--;
+        auto* operation = reinterpret_cast<FileOperation*>(cqe->user_data);
+        operation->result = cqe->res;
+        call([this, operation] { schedule(operation->wakeup); });
+      }
+      io_uring_cq_advance(&mine->ring, count);
+    }
   }
 
  private:
@@ -142,45 +236,16 @@ class UringLoop final : public Loop {
     return reinterpret_cast<uint64_t>(address) | tag;
   }
 
-  io_uring* ring() {
-    if (!ring_made_) {
-      const int error = make_ring(&ring_, kQueueEntries);
-      if (error < 0) {
-        throw ConfigError("cannot make an io_uring: " + errno_text(-error) +
-                          "; use --engine=epoll");
-      }
-      ring_made_ = true;
-    }
-    return &ring_;
+  Ring& the_ring() {
+    if (!ring_) ring_ = std::make_unique<Ring>();
+    return *ring_;
   }
 
   io_uring_sqe* next_sqe() {
-    io_uring* ring = this->ring();
+    io_uring* ring = &the_ring().ring;
     io_uring_sqe* sqe;
     while (!(sqe = io_uring_get_sqe(ring))) io_uring_submit(ring);
     return sqe;
-  }
-
-  UringRegistration* registration_of(Watch& watch) {
-    auto* registration = static_cast<UringRegistration*>(watch.engine_data_);
-    if (registration) return registration;
-    if (registrations_.empty()) {
-      registration = new UringRegistration{};
-    } else {
-      registration = registrations_.back();
-      registrations_.pop_back();
-    }
-    registration->watch = &watch;
-    watch.engine_data_ = registration;
-    return registration;
-  }
-
-  void recycle(UringRegistration* registration) {
-    if (registrations_.size() < 1024) {
-      registrations_.push_back(registration);
-    } else {
-      delete registration;
-    }
   }
 
   void complete(uint64_t user_data, int result) {
@@ -189,6 +254,7 @@ class UringLoop final : public Loop {
       case kTagFile: {
         auto* operation = static_cast<FileOperation*>(address);
         operation->result = result;
+        ring_->file_operations--;
         schedule(operation->wakeup);
         break;
       }
@@ -198,7 +264,7 @@ class UringLoop final : public Loop {
         registration->in_flight--;
         Watch* watch = registration->watch;
         if (!watch) {
-          if (registration->in_flight == 0) recycle(registration);
+          if (registration->in_flight == 0) ring_->remove(registration);
           break;
         }
         Watch::Side& side = (user_data & kTagMask) == kTagIn ? watch->in_ : watch->out_;
@@ -207,7 +273,7 @@ class UringLoop final : public Loop {
         break;
       }
       case kTagDoorbell: {
-        doorbell_armed_ = false;
+        ring_->doorbell_armed = false;
         uint64_t rings;
         [[maybe_unused]] ssize_t n = ::read(doorbell_.get(), &rings, sizeof rings);
         break;
@@ -217,11 +283,11 @@ class UringLoop final : public Loop {
     }
   }
 
-  io_uring ring_{};
-  bool ring_made_ = false;
-  bool doorbell_armed_ = false;
+  std::unique_ptr<Ring> ring_;
   Fd doorbell_;
-  std::vector<UringRegistration*> registrations_;  // free ones
+  std::mutex left_mutex_;
+  std::condition_variable left_changed_;
+  std::vector<std::unique_ptr<Ring>> left_;  // rings of threads that have lost the loop
 };
 
 std::unique_ptr<Loop> make_uring_loop(BlockingPool& pool) {

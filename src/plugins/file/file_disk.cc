@@ -24,7 +24,8 @@ using engine::BlockingReason;
 using engine::Loop;
 
 // A read from the page cache up to this is copied on the loop; a larger one would hold up others.
-constexpr size_t kInlineReadMax = 1 << 20;  // bytes
+constexpr size_t kShortWriteMax = 64 << 10;  // bytes
+constexpr size_t kInlineReadMax = 1 << 20;   // bytes
 // Direct transfers from and to memory that is not aligned go through a buffer of this size.
 constexpr size_t kBounceSize = 1 << 20;  // bytes
 
@@ -161,11 +162,12 @@ class FileDisk : public Disk {
     co_return Status{};
   }
 
-  // The kernel takes buffered writes of a file one at a time, and they are short: in a batch.
+  // Small buffered writes are a copy to the page cache, as a rule.
   Task<Status> write_cached(uint64_t offset, ByteSpan from) {
-    const Status done =
-        co_await image_->lane->run(loop_, BlockingReason::kWrite, BlockingKind::kBatched,
-                                   [this, offset, from] { return write_fully(fd_, from, offset); });
+    const Status done = co_await image_->lane->run(
+        loop_, BlockingReason::kWrite,
+        from.size() <= kShortWriteMax ? BlockingKind::kShort : BlockingKind::kParallel,
+        [this, offset, from] { return write_fully(fd_, from, offset); });
     image_->sync->changed();
     co_return done;
   }
