@@ -46,14 +46,20 @@ class Allowance {
 
   explicit Allowance(engine::Budget& budget) : budget_(budget) {}
 
-  // Nothing when the memory is not there now: then wait with a Budget::Taker for wanted(bytes), and
-  // make the charge of it with taken().
+  // Nothing when the memory is not there now: then wait with a Budget::Taker, and make the charge
+  // of it with taken(). Between begin_wait() and end_wait() the taker is cancelled when the bytes
+  // can be had of the share: then try again.
   [[nodiscard]] std::optional<Charge> try_charge(uint64_t bytes) {
     if (share_used_ + bytes <= kShare) return make(bytes, 0);
     if (!budget_.try_take(bytes)) return std::nullopt;
     return make(0, bytes);
   }
   [[nodiscard]] Charge taken(uint64_t bytes) { return make(0, bytes); }
+  void begin_wait(engine::Budget::Taker& taker, uint64_t bytes) {
+    waiting_ = &taker;
+    waiting_bytes_ = bytes;
+  }
+  void end_wait() { waiting_ = nullptr; }
   // A charge beyond the limits, for what is already there.
   [[nodiscard]] Charge force(uint64_t bytes) {
     budget_.force(bytes);
@@ -79,6 +85,8 @@ class Allowance {
   engine::Budget& budget_;
   uint64_t share_used_ = 0;
   uint64_t budget_used_ = 0;
+  engine::Budget::Taker* waiting_ = nullptr;
+  uint64_t waiting_bytes_ = 0;
 };
 
 inline Charge::~Charge() {
@@ -86,6 +94,9 @@ inline Charge::~Charge() {
   from_->share_used_ -= share_;
   from_->budget_used_ -= budget_;
   if (budget_) from_->budget_.give_back(budget_);
+  if (from_->waiting_ && from_->share_used_ + from_->waiting_bytes_ <= Allowance::kShare) {
+    from_->waiting_->cancel();
+  }
 }
 
 }  // namespace weft::server

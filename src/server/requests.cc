@@ -11,6 +11,7 @@ namespace weft::server {
 namespace {
 
 constexpr size_t kExtentsMax = 32768;          // in one reply
+constexpr size_t kBatchMax = 32;               // changes that are started together
 constexpr uint64_t kSparseReadMin = 32 << 10;  // bytes; asking for holes costs more below
 constexpr size_t kSparseExtentsMax = 256;
 
@@ -44,26 +45,46 @@ Request& Transmission::make_request(const nbd::Request& header) {
 }
 
 void Transmission::arrived(Request& request) {
-  if (order_ && is_change(request.header.type)) {
-    request.in_order = true;
-    if (!order_->enter(request, range_of(request.header), loop_)) return;
+  if (!order_ || !is_change(request.header.type)) {
+    start(request);
+    return;
   }
-  start(request);
+  // Neighbours in one batch do not wait for each other: the earlier ones are started first.
+  const Range range = range_of(request.header).rounded_out(order_->granularity());
+  const auto overlaps = [&](const Request* earlier) {
+    return range_of(earlier->header).overlaps(range);
+  };
+  if (deferred_.size() >= kBatchMax || std::ranges::any_of(deferred_, overlaps)) start_arrived();
+  request.in_order = true;
+  if (order_->enter(request, range_of(request.header), loop_)) deferred_.push_back(&request);
+}
+
+// Starts the changes of this batch, unless the client is gone by now: it may have given up on them
+// long ago, and have sent them again by another connection, with newer data after them. What a
+// client that is still there sends again comes after them in the order, for they have entered it.
+void Transmission::start_arrived() {
+  if (deferred_.empty() || dead_ || (!disconnected_ && stream_.peer_gone())) return;
+  for (Request* request : deferred_) start(*request);
+  deferred_.clear();
 }
 
 // Nothing earlier overlaps the change any more.
 void Transmission::change_may_start(Request& request) {
   if (!request.in_order) {
     forget(request);  // dropped while this was on its way
-  } else if (dead_) {
+    return;
+  }
+  const bool gone = dead_ || (!disconnected_ && stream_.peer_gone());
+  if (!gone) {
+    start(request);
+  } else if (dead_ || ended_) {
     order_->leave(request);
     forget(request);
-  } else if (!disconnected_ && !draining_ && stream_.peer_gone()) {
+  } else {
     // Dead, or gone with a DISC that is still unread: the end of the stream will tell.
     deferred_.push_back(&request);
+    if (taker_) taker_->cancel();
     replies_.progress().notify_all();
-  } else {
-    start(request);
   }
 }
 
@@ -94,11 +115,14 @@ void Transmission::finish(Request& request, Status status) {
     }
   }
   forget(request);
-  if (!waiting_for_slot_.empty()) {
+  if (starting_) return;  // called by the loop below
+  starting_ = true;
+  while (!waiting_for_slot_.empty() && running_ < requests_max_ && !dead_) {
     Request* next = waiting_for_slot_.front();
     waiting_for_slot_.pop_front();
     start(*next);
   }
+  starting_ = false;
 }
 
 void Transmission::forget(Request& request) {

@@ -89,12 +89,15 @@ engine::Task<void> Transmission::run(ByteSpan received) {
   }
   while (!dead_) {
     const Need need = parse();
+    start_arrived();
     if (need == Need::kEnd) break;
     if (need == Need::kInput) {
       if (draining_ || !co_await receive()) break;
       continue;
     }
-    if (need == Need::kMemory) {
+    if (!deferred_.empty()) {
+      kill("the client left and would have to be held back");
+    } else if (need == Need::kMemory) {
       co_await wait_for_memory();
     } else {
       co_await replies_.progress().wait();
@@ -116,7 +119,7 @@ engine::Task<void> Transmission::finish_all() {
   }
   release_chunk();
   granted_.reset();
-  if (!disconnected_ && !draining_) dead_ = true;
+  if (!disconnected_ && (!draining_ || stream_.peer_gone())) dead_ = true;
   std::vector<Request*> deferred = std::exchange(deferred_, {});
   if (dead_) {
     drop_not_started();
@@ -145,8 +148,8 @@ void Transmission::give_up() {
 }
 
 void Transmission::kill(std::string reason) {
-  if (dead_) return;
-  dead_ = true;
+  if (killed_) return;
+  killed_ = dead_ = true;
   reason_ = std::move(reason);
   stream_.cancel();
   if (taker_) taker_->cancel();
@@ -411,7 +414,9 @@ std::optional<Charge> Transmission::charge_for(uint64_t bytes) {
 engine::Task<void> Transmission::wait_for_memory() {
   engine::Budget::Taker taker(allowance_.budget(), loop_, wanted_memory_);
   taker_ = &taker;
+  allowance_.begin_wait(taker, wanted_memory_);
   const bool granted = co_await taker;
+  allowance_.end_wait();
   taker_ = nullptr;
   if (granted) granted_ = allowance_.taken(wanted_memory_);
 }

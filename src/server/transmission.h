@@ -14,6 +14,8 @@
 // Reading stops (back-pressure) while memory is lacking, replies pile up, or kInFlightMax requests
 // are in progress. A client that is found gone after such a pause has the rest of its bytes
 // dropped: they have not arrived while it lived, and may be older than what others have written.
+// For the same reason changes are started a batch at a time, once it is known that their client was
+// there after they had their place in the order; if it was not, only a DISC makes them start.
 #pragma once
 
 #include <array>
@@ -133,6 +135,7 @@ class Transmission {
   bool answer_at_once(const nbd::Request& header);
   Request& make_request(const nbd::Request& header);
   void arrived(Request& request);
+  void start_arrived();
   void start(Request& request);
   void run_request(Request& request);
   void change_may_start(Request& request);
@@ -183,13 +186,17 @@ class Transmission {
   size_t in_flight_ = 0;
   uint32_t running_ = 0;
   std::deque<Request*> waiting_for_slot_;  // requests_max_ are running
-  std::vector<Request*> deferred_;         // may start if it turns out that the client said DISC
+  bool starting_ = false;                  // those of waiting_for_slot_
+  // Changes that nothing stands before: of the batch being parsed; those that are left when the
+  // client is found gone start if it turns out that it said DISC.
+  std::vector<Request*> deferred_;
 
   engine::Budget::Taker* taker_ = nullptr;
   uint64_t wanted_memory_ = 0;
   std::optional<Charge> granted_;
   bool disconnected_ = false;  // NBD_CMD_DISC
-  bool dead_ = false;          // the client is gone, or killed
+  bool dead_ = false;          // the client is gone, or killed: nothing is started any more
+  bool killed_ = false;        // nothing is sent any more either
   bool draining_ = false;
   bool ended_ = false;  // reads no more
   std::string reason_;

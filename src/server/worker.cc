@@ -56,6 +56,14 @@ void Worker::stop() {
   });
 }
 
+void Worker::check_progress(engine::Clock::time_point now) {
+  loop_->call([this, now] { check_connections(now); });
+}
+
+void Worker::check_connections(engine::Clock::time_point now) {
+  for (Connection* c = first_; c; c = c->next) c->check_progress(now);
+}
+
 engine::Task<void> Worker::serve() {
   engine::Scope helpers(*loop_);
   helpers.spawn(watch_progress());
@@ -80,12 +88,7 @@ engine::Task<void> Worker::serve_connection(Fd in, Fd out) {
 
 engine::Task<void> Worker::watch_progress() {
   while (co_await progress_timer_.sleep(kProgressInterval)) {
-    const engine::Clock::time_point now = engine::Clock::now();
-    for (Connection* c = first_; c;) {
-      Connection* next = c->next;
-      c->check_progress(now);
-      c = next;
-    }
+    check_connections(engine::Clock::now());
     if (!first_) resources_.buffers.trim();
   }
 }

@@ -33,12 +33,15 @@ class Worker {
   void drain();
   void give_up();
   void stop();
+  // Looks for clients that hold others up, as if it were `now`; done at intervals anyway.
+  void check_progress(engine::Clock::time_point now);
 
   [[nodiscard]] engine::Loop& loop() { return *loop_; }
 
  private:
   engine::Task<void> serve_connection(Fd in, Fd out);
   engine::Task<void> watch_progress();
+  void check_connections(engine::Clock::time_point now);
 
   Shared& shared_;
   std::unique_ptr<engine::Loop> loop_;
