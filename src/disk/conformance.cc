@@ -208,17 +208,6 @@ std::vector<ConformanceCase> each_engine_case(const std::vector<Candidate>& cand
   return cases;
 }
 
-ScratchFolder::ScratchFolder(const std::filesystem::path& parent) {
-  std::string path = (parent / "weft-test-XXXXXX").string();
-  if (!mkdtemp(path.data())) throw std::runtime_error("cannot make " + path);
-  path_ = path;
-}
-
-ScratchFolder::~ScratchFolder() {
-  std::error_code ignored;
-  std::filesystem::remove_all(path_, ignored);
-}
-
 void Conformance::SetUp() {
   const ConformanceCase& parameter = GetParam();
   if (parameter.engine == EngineKind::kUring &&
@@ -428,8 +417,8 @@ TEST_P(Conformance, ManyLoopsAtOnce) {
   const uint64_t share = size / kLoops;
   std::vector<std::thread> threads;
   for (int i = 0; i < kLoops; i++) {
-    threads.emplace_back([this, i, share] {
-      const auto own = Loop::create(GetParam().engine, pool);
+    Loop* const own = other_loops.emplace_back(Loop::create(GetParam().engine, pool)).get();
+    threads.emplace_back([this, own, i, share] {
       std::unique_ptr<Disk> mine = open(*own);
       own->run_until_done(walk(*mine, *own, {i * share, share}, model, seed() + i, 200,
                                GetParam().candidate.remembers));

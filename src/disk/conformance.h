@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "disk/disk.h"
+#include "disk/scratch_folder.h"
 #include "engine/blocking_pool.h"
 #include "engine/loop.h"
 
@@ -44,20 +45,6 @@ inline std::string conformance_name(const testing::TestParamInfo<ConformanceCase
          (info.param.engine == engine::EngineKind::kUring ? "OnIoUring" : "OnEpoll");
 }
 
-// A folder under the system's folder for temporary files, or under `parent`; removed at the end.
-class ScratchFolder {
- public:
-  explicit ScratchFolder(
-      const std::filesystem::path& parent = std::filesystem::temp_directory_path());
-  ~ScratchFolder();
-  ScratchFolder(const ScratchFolder&) = delete;
-  ScratchFolder& operator=(const ScratchFolder&) = delete;
-  [[nodiscard]] const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
-
 class Conformance : public testing::TestWithParam<ConformanceCase> {
  public:
   void SetUp() override;
@@ -69,7 +56,9 @@ class Conformance : public testing::TestWithParam<ConformanceCase> {
 
   ScratchFolder scratch;
   engine::BlockingPool pool;
+  // Before the plugin: a thread of one of its lanes may still be posting to them.
   std::unique_ptr<engine::Loop> loop;
+  std::vector<std::unique_ptr<engine::Loop>> other_loops;
   std::unique_ptr<Plugin> plugin;
   std::unique_ptr<Disk> disk;
   uint64_t size = 0;

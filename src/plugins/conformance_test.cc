@@ -3,6 +3,8 @@
 #include "disk/conformance.h"
 
 #include <fcntl.h>
+#include <linux/loop.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -12,46 +14,30 @@
 #include "base/fd.h"
 #include "base/result.h"
 #include "disk/disk.h"
+#include "plugins/testing.h"
 
 namespace weft::disk {
 namespace {
 
-using Parameters = std::vector<std::pair<std::string, std::string>>;
-
-std::unique_ptr<Plugin> make(std::string_view name, const Parameters& parameters) {
-  for (const PluginInfo& info : plugins()) {
-    if (info.name != name) continue;
-    std::unique_ptr<Plugin> plugin = info.make();
-    for (const auto& [key, value] : parameters) plugin->config(key, value);
-    plugin->config_complete();
-    return plugin;
-  }
-  throw std::logic_error("no such plugin");
-}
+using plugins::make_image;
+using plugins::make_plugin;
+using plugins::Parameters;
 
 Candidate simple(std::string label, std::string name, Parameters parameters,
                  bool remembers = true) {
-  return {std::move(label),
-          [name, parameters](const std::filesystem::path&) { return make(name, parameters); },
-          remembers};
-}
-
-std::string make_image(const std::filesystem::path& folder, uint64_t size) {
-  const std::string path = folder / "disk.img";
-  Fd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
-  if (!fd || ftruncate(fd.get(), static_cast<off_t>(size)) != 0) {
-    throw std::runtime_error("cannot make " + path);
-  }
-  return path;
+  return {
+      std::move(label),
+      [name, parameters](const std::filesystem::path&) { return make_plugin(name, parameters); },
+      remembers};
 }
 
 Candidate file(std::string label, uint64_t size, Parameters parameters) {
   return {std::move(label),
           [size, parameters](const std::filesystem::path& scratch) -> std::unique_ptr<Plugin> {
             Parameters all = parameters;
-            all.emplace_back("file", make_image(scratch, size));
+            all.emplace_back("file", make_image(scratch / "disk.img", size));
             try {
-              return make("file", all);
+              return make_plugin("file", all);
             } catch (const ConfigError& error) {
               // A file system without O_DIRECT.
               if (std::string_view(error.what()).find("O_DIRECT") != std::string_view::npos) {
@@ -63,20 +49,45 @@ Candidate file(std::string label, uint64_t size, Parameters parameters) {
           true};
 }
 
-// On tmpfs, which knows fewer ways to zero than disk file systems do.
+// A file without a name on tmpfs; none where there is no tmpfs to be had.
+Fd make_memory_file(const std::filesystem::path& scratch, uint64_t size) {
+  const std::string path = "/dev/shm/" + scratch.filename().string();
+  Fd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+  unlink(path.c_str());
+  if (fd && ftruncate(fd.get(), static_cast<off_t>(size)) != 0) fd.reset();
+  return fd;
+}
+
+// tmpfs knows fewer ways to zero than disk file systems do.
 Candidate file_in_memory(std::string label, uint64_t size) {
   return {std::move(label),
           [size](const std::filesystem::path& scratch) -> std::unique_ptr<Plugin> {
-            const std::filesystem::path folder = "/dev/shm";
-            if (access(folder.c_str(), W_OK) != 0) return nullptr;
-            const std::string path =
-                make_image(scratch, 0) + "-link";  // a link, so that the scratch folder owns it
-            const std::string target = folder / ("weft-test-" + scratch.filename().string());
-            Fd fd(::open(target.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
-            if (!fd || ftruncate(fd.get(), static_cast<off_t>(size)) != 0) return nullptr;
-            std::unique_ptr<Plugin> plugin = make("file", {{"fd", std::to_string(fd.get())}});
-            unlink(target.c_str());
-            return plugin;
+            const Fd fd = make_memory_file(scratch, size);
+            if (!fd) return nullptr;
+            return make_plugin("file", {{"fd", std::to_string(fd.get())}});
+          },
+          true};
+}
+
+// A block device over a file, which only root may have. It goes when the plugin closes it.
+Candidate loop_device(std::string label, uint64_t size, Parameters parameters) {
+  return {std::move(label),
+          [size, parameters](const std::filesystem::path& scratch) -> std::unique_ptr<Plugin> {
+            const Fd control(::open("/dev/loop-control", O_RDWR | O_CLOEXEC));
+            const Fd image = make_memory_file(scratch, size);
+            for (int attempt = 0; control && image && attempt < 10; attempt++) {
+              const std::string path =
+                  "/dev/loop" + std::to_string(ioctl(control.get(), LOOP_CTL_GET_FREE));
+              const Fd device(::open(path.c_str(), O_RDWR | O_CLOEXEC));
+              loop_config config = {};
+              config.fd = static_cast<uint32_t>(image.get());
+              config.info.lo_flags = LO_FLAGS_AUTOCLEAR;
+              if (!device || ioctl(device.get(), LOOP_CONFIGURE, &config) != 0) continue;
+              Parameters all = parameters;
+              all.emplace_back("file", path);
+              return make_plugin("file", all);
+            }
+            return nullptr;
           },
           true};
 }
@@ -103,6 +114,8 @@ INSTANTIATE_TEST_SUITE_P(
         file("FileDirect", 2 << 20, {{"cache", "none"}}),
         file("FileDirectOfOddSize", kOdd, {{"cache", "none"}}),
         file("FileDirectOfOneByte", 1, {{"cache", "none"}}),
+        loop_device("LoopDevice", 2 << 20, {}),
+        loop_device("LoopDeviceDirect", 2 << 20, {{"cache", "none"}}),
         file_in_memory("FileOnTmpfs", kOdd),
     }),
     conformance_name);

@@ -87,16 +87,40 @@ Status zero_in_file(int fd, SpaceCalls& calls, Range range, disk::ZeroFlags flag
   return write_zeroes(fd, range);
 }
 
-Status zero_in_device(int fd, SpaceCalls& calls, Range range, disk::ZeroFlags flags) {
-  const uint64_t mask = calls.sector_size - 1;
+// The units that lie in `range` as a whole: maybe none.
+Range whole_units(const SpaceCalls& calls, Range range) {
+  const uint64_t mask = calls.unit - 1;
   const uint64_t first = (range.offset + mask) & ~mask;
   const uint64_t end = range.end() & ~mask;
-  if (first >= end) {
-    if (flags.fast) return fail(ENOTSUP, "a part of a sector is zeroed by writing");
+  return first < end ? Range{first, end - first} : Range{first, 0};
+}
+
+// fallocate(2) of a block device drops what the page cache holds of the range before it finds out
+// whether the device can do it: a call that fails loses writes that are not on the device yet, and
+// parts of pages that are. So these are written first, and calls keep to whole pages, wherever a
+// failure must leave the data alone.
+Status write_back(int fd, Range range) {
+  constexpr unsigned kFlags =
+      SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+  while (sync_file_range(fd, static_cast<off_t>(range.offset), static_cast<off_t>(range.length),
+                         kFlags) != 0) {
+    if (errno != EINTR) return fail(errno);
+  }
+  return {};
+}
+
+Status zero_in_device(int fd, SpaceCalls& calls, Range range, disk::ZeroFlags flags) {
+  const Range middle = whole_units(calls, range);
+  if (middle.empty()) {
+    if (flags.fast) return fail(ENOTSUP, "a part of a page is zeroed by writing");
     return write_zeroes(fd, range);
   }
+  if (flags.fast) {
+    // ZERO_RANGE writes, in the kernel, where the device knows no better.
+    if (!flags.may_trim) return fail(ENOTSUP, "this device may zero by writing");
+    if (Status written = write_back(fd, middle); !written) return written;
+  }
   // The middle comes first: if it cannot be zeroed fast, nothing has been changed.
-  const Range middle{first, end - first};
   Status status;
   bool done = flags.may_trim && attempt(fd, calls.punch, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                                         middle, status) == Outcome::kDone;
@@ -106,10 +130,12 @@ Status zero_in_device(int fd, SpaceCalls& calls, Range range, disk::ZeroFlags fl
                    status) == Outcome::kDone;
   }
   if (!done) status = write_zeroes(fd, middle);
-  if (status && range.offset < first) {
-    status = write_zeroes(fd, {range.offset, first - range.offset});
+  if (status && range.offset < middle.offset) {
+    status = write_zeroes(fd, {range.offset, middle.offset - range.offset});
   }
-  if (status && end < range.end()) status = write_zeroes(fd, {end, range.end() - end});
+  if (status && middle.end() < range.end()) {
+    status = write_zeroes(fd, {middle.end(), range.end() - middle.end()});
+  }
   return status;
 }
 
@@ -159,11 +185,9 @@ Status zero_range(int fd, SpaceCalls& calls, Range range, disk::ZeroFlags flags)
 Status trim_range(int fd, SpaceCalls& calls, Range range) {
   if (calls.block_device) {
     // What is cut off at the ends may keep what it holds.
-    const uint64_t mask = calls.sector_size - 1;
-    const uint64_t first = (range.offset + mask) & ~mask;
-    const uint64_t end = range.end() & ~mask;
-    if (first >= end) return {};
-    range = {first, end - first};
+    range = whole_units(calls, range);
+    if (range.empty()) return {};
+    if (Status written = write_back(fd, range); !written) return written;
   }
   Status status;
   if (attempt(fd, calls.punch, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, range, status) ==

@@ -23,7 +23,8 @@ Status sync_data(int fd);
 // What has been learned of the ways to zero and trim a file. Shared by all threads.
 struct SpaceCalls {
   bool block_device = false;
-  uint32_t sector_size = 1;  // bytes: a block device takes whole ones
+  // Bytes: whole sectors and whole pages of the page cache, for block devices (see file_calls.cc).
+  uint32_t unit = 1;
   // Not refused as unsupported so far.
   std::atomic<bool> punch{true};
   std::atomic<bool> zero_range{true};

@@ -83,15 +83,21 @@ std::expected<Image::Files, ImageError> Images::open_files(const ImagePlace& pla
       files.buffered = Fd(openat(place.directory, place.name.c_str(), O_RDONLY | kFlags));
     }
   }
-  if (!files || fstat(files.buffered.get(), &status) != 0) {
-    const int error = errno;
+  const int error = errno;
+  const bool is_directory =
+      files ? fstat(files.buffered.get(), &status) == 0 && S_ISDIR(status.st_mode)
+            : error == EISDIR;
+  if (is_directory) {
+    return error_of(EISDIR, fmt::format("{}: is a directory: give an image file or a block device, "
+                                        "or dir= to serve all that are in it",
+                                        place.shown));
+  }
+  if (!files) {
     return error_of(error, fmt::format("{}: cannot be opened: {}", place.shown, errno_text(error)));
   }
   if (!S_ISREG(status.st_mode) && !S_ISBLK(status.st_mode)) {
-    return error_of(EINVAL,
-                    fmt::format("{}: is {}: give an image file or a block device{}", place.shown,
-                                S_ISDIR(status.st_mode) ? "a directory" : "no file",
-                                S_ISDIR(status.st_mode) ? ", or dir= instead of file=" : ""));
+    return error_of(
+        EINVAL, fmt::format("{}: is no file: give an image file or a block device", place.shown));
   }
   if (place.fd < 0) {
     // To the ring, O_NONBLOCK would mean that reads must not wait.
@@ -104,11 +110,11 @@ std::expected<Image::Files, ImageError> Images::open_files(const ImagePlace& pla
     const std::string path = fmt::format("/proc/self/fd/{}", files.buffered.get());
     files.direct = Fd(open(path.c_str(), (read_only ? O_RDONLY : O_RDWR) | O_DIRECT | O_CLOEXEC));
     if (!files.direct) {
-      const int error = errno;
-      return error_of(error,
+      const int refused = errno;
+      return error_of(refused,
                       fmt::format("{}: cache=none needs O_DIRECT, which is refused here ({}): "
                                   "use cache=default",
-                                  place.shown, errno_text(error)));
+                                  place.shown, errno_text(refused)));
     }
   }
   return files;
@@ -121,7 +127,8 @@ void Images::examine(Image& image, int fd, const struct stat& status) const {
   if (image.block_device) {
     int sector = 0;
     image.space.block_device = true;
-    image.space.sector_size = ioctl(fd, BLKSSZGET, &sector) == 0 ? sector : 512;
+    const int sector_size = ioctl(fd, BLKSSZGET, &sector) == 0 ? sector : 512;
+    image.space.unit = static_cast<uint32_t>(std::max<long>(sector_size, sysconf(_SC_PAGESIZE)));
     unsigned short rotational = 0;
     image.rotational = ioctl(fd, BLKROTATIONAL, &rotational) == 0 && rotational;
   } else {

@@ -6,9 +6,11 @@
 #include <fmt/format.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <memory>
 #include <span>
@@ -87,6 +89,7 @@ pid_t find_holder(int fd, int byte) {
     if (!descriptors) continue;
     while (const dirent* descriptor = readdir(descriptors.get())) {
       if (descriptor->d_name[0] == '.') continue;
+      if (number == getpid() && atoi(descriptor->d_name) == fd) continue;  // our own locks
       std::ifstream info(path + "/" + descriptor->d_name);
       for (std::string line; std::getline(info, line);) {
         if (line_locks(line, image, byte)) return number;
