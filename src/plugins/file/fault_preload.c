@@ -13,9 +13,9 @@
 //   fallocate 95 *       zero and trim are not supported
 //   preadv2 5 *, pread 5 *   reads fail
 //
-// Calls: fdatasync fsync pwritev2 pwritev2-dsync pread preadv2 fallocate. What goes through io_uring
-// is not seen. A count is used up once per process for a call and an errno; write the line with
-// another count to start again.
+// Calls: fdatasync fsync pwritev2 pwritev2-dsync pread preadv2 fallocate. What goes through
+// io_uring is not seen. A count is used up once per process for a call and an errno; write the line
+// with another count to start again.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
