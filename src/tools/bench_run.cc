@@ -2,187 +2,24 @@
 #include "tools/bench_run.h"
 
 #include <fmt/format.h>
-#include <pthread.h>
-#include <signal.h>
-#include <sys/epoll.h>
 #include <sys/resource.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <memory>
 #include <thread>
 
 #include "base/result.h"
+#include "tools/bench_round.h"
 #include "tools/process_usage.h"
 
 namespace weft::tools {
 namespace {
 
-using Clients = std::vector<std::unique_ptr<BenchClient>>;
 constexpr uint64_t kTickNs = 50'000'000;  // how often the leading thread looks
 
 uint64_t to_ns(double seconds) {
   return static_cast<uint64_t>(seconds * 1e9);
 }
-
-// Drives several clients on one thread until all their rounds are over.
-void run_many(const std::vector<BenchClient*>& clients) {
-  const Fd epoll(::epoll_create1(EPOLL_CLOEXEC));
-  const auto watch = [&](int operation, size_t index, bool sends) {
-    epoll_event event = {};
-    event.events = EPOLLIN | (sends ? EPOLLOUT : 0u);
-    event.data.u64 = index;
-    ::epoll_ctl(epoll.get(), operation, clients[index]->fd(), &event);
-  };
-  std::vector<bool> sends(clients.size());
-  std::vector<bool> done(clients.size());
-  size_t left = clients.size();
-  const auto issue = [&](size_t index) {
-    BenchClient& client = *clients[index];
-    client.issue_late();
-    if (client.over()) {
-      done[index] = true;
-      left--;
-      ::epoll_ctl(epoll.get(), EPOLL_CTL_DEL, client.fd(), nullptr);
-    } else if (client.wants_to_send() != sends[index]) {
-      sends[index] = client.wants_to_send();
-      watch(EPOLL_CTL_MOD, index, sends[index]);
-    }
-  };
-  for (size_t i = 0; i < clients.size(); i++) watch(EPOLL_CTL_ADD, i, false);
-  for (size_t i = 0; i < clients.size(); i++) issue(i);
-  std::array<epoll_event, 64> events;
-  while (left != 0) {
-    uint64_t wake = now_ns() + kTickNs;
-    for (size_t i = 0; i < clients.size(); i++) {
-      if (const auto due = done[i] ? std::nullopt : clients[i]->due_ns())
-        wake = std::min(wake, *due);
-    }
-    const uint64_t now = now_ns();
-    const uint64_t wait = wake > now ? wake - now : 0;
-    const timespec timeout = {.tv_sec = 0, .tv_nsec = static_cast<long>(wait)};
-    const int count = ::epoll_pwait2(epoll.get(), events.data(), events.size(), &timeout, nullptr);
-    for (int i = 0; i < count; i++) {
-      const size_t index = events[static_cast<size_t>(i)].data.u64;
-      if (done[index]) continue;
-      if (events[static_cast<size_t>(i)].events & ~EPOLLOUT) clients[index]->receive();
-      issue(index);
-    }
-    if (now_ns() < wake) continue;
-    for (size_t i = 0; i < clients.size(); i++) {
-      if (!done[i]) issue(i);
-    }
-  }
-}
-
-// The threads of one round.
-class Round {
- public:
-  // `clients` are those that have begun.
-  Round(const std::vector<BenchClient*>& clients, uint32_t threads)
-      : running_(std::min<size_t>(threads, clients.size())) {
-    // Signals are for the leading thread.
-    sigset_t all;
-    sigset_t before;
-    sigfillset(&all);
-    ::pthread_sigmask(SIG_SETMASK, &all, &before);
-    const size_t count = running_;
-    for (size_t i = 0; i < count; i++) {
-      std::vector<BenchClient*> mine;
-      for (size_t k = i; k < clients.size(); k += count) mine.push_back(clients[k]);
-      threads_.emplace_back([this, mine = std::move(mine)] {
-        if (mine.size() == 1) {
-          mine[0]->run();
-        } else {
-          run_many(mine);
-        }
-        ended_ns_.store(now_ns());
-        running_.fetch_sub(1);
-      });
-    }
-    ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
-  }
-
-  [[nodiscard]] bool over() const { return running_.load() == 0; }
-  [[nodiscard]] uint64_t ended_ns() const { return ended_ns_.load(); }
-
- private:
-  std::atomic<size_t> running_;
-  std::atomic<uint64_t> ended_ns_ = 0;  // of the thread that ended last, when all have
-  std::vector<std::jthread> threads_;
-};
-
-// Gives up clients whose server shows no sign of life.
-class Watchdog {
- public:
-  Watchdog(const Clients& clients, double timeout_s)
-      : clients_(clients), timeout_ns_(to_ns(timeout_s)), seen_(clients.size()) {}
-
-  void look() {
-    const uint64_t now = now_ns();
-    for (size_t i = 0; i < clients_.size(); i++) {
-      const uint64_t activity = clients_[i]->activity();
-      if (activity != seen_[i].activity || !clients_[i]->waits_for_server() ||
-          seen_[i].since_ns == 0) {
-        seen_[i] = {activity, now};
-      } else if (now - seen_[i].since_ns > timeout_ns_) {
-        clients_[i]->abort();
-      }
-    }
-  }
-
- private:
-  struct Seen {
-    uint64_t activity = 0;
-    uint64_t since_ns = 0;
-  };
-  const Clients& clients_;
-  const uint64_t timeout_ns_;
-  std::vector<Seen> seen_;
-};
-
-class Progress {
- public:
-  Progress(const BenchOptions& options, const Clients& clients)
-      : shown_(options.progress && ::isatty(STDERR_FILENO) == 1),
-        block_size_(options.block_size),
-        clients_(clients),
-        start_ns_(now_ns()),
-        last_ns_(start_ns_) {
-    last_operations_ = total();
-  }
-  ~Progress() {
-    if (shown_) std::fputs("\r\x1b[K", stderr);
-  }
-
-  void look(std::string_view what) {
-    const uint64_t now = now_ns();
-    if (!shown_ || now - last_ns_ < 500'000'000) return;
-    const uint64_t operations = total();
-    const double iops = static_cast<double>(operations - last_operations_) * 1e9 /
-                        static_cast<double>(now - last_ns_);
-    fmt::print(stderr, "\r\x1b[K{} {:.0f} s: {:.0f} operations/s, {:.1f} MB/s", what,
-               static_cast<double>(now - start_ns_) / 1e9, iops, iops * block_size_ / 1e6);
-    std::fflush(stderr);
-    last_ns_ = now;
-    last_operations_ = operations;
-  }
-
- private:
-  [[nodiscard]] uint64_t total() const {
-    uint64_t sum = 0;
-    for (const auto& client : clients_) sum += client->operations();
-    return sum;
-  }
-
-  const bool shown_;
-  const uint32_t block_size_;
-  const Clients& clients_;
-  const uint64_t start_ns_;
-  uint64_t last_ns_;
-  uint64_t last_operations_ = 0;
-};
 
 void sleep_until(uint64_t end_ns) {
   const uint64_t now = now_ns();
@@ -375,8 +212,8 @@ void Bench::fill() {
   const auto begun = begin(parts, phase);
   {
     Round round(begun, options_.threads);
-    Watchdog watchdog(clients_, options_.timeout_s);
-    Progress progress(options_, clients_);
+    Watchdog watchdog(clients_, to_ns(options_.timeout_s));
+    Progress progress(clients_, options_.block_size, options_.progress);
     while (!round.over()) {
       sleep_until(now_ns() + kTickNs / 10);
       if (interrupted_) phase = Phase::kStop;
@@ -402,8 +239,8 @@ void Bench::measure() {
   uint64_t end = 0;
   {
     Round round(begun, options_.threads);
-    Watchdog watchdog(clients_, options_.timeout_s);
-    Progress progress(options_, clients_);
+    Watchdog watchdog(clients_, to_ns(options_.timeout_s));
+    Progress progress(clients_, options_.block_size, options_.progress);
     const auto wait = [&](double seconds, std::string_view what) {
       const uint64_t until = seconds == 0 ? UINT64_MAX : now_ns() + to_ns(seconds);
       while (!round.over() && !interrupted_ && now_ns() < until) {
