@@ -278,6 +278,10 @@ TEST_F(FileTest, AFullFileSystemFailsWritesAndNothingElse) {
   if (mount("tmpfs", small.c_str(), "tmpfs", 0, "size=256k") != 0) {
     GTEST_SKIP() << "cannot mount: " << errno_text(errno);
   }
+  struct Unmount {
+    const std::string& folder;
+    ~Unmount() { umount2(folder.c_str(), MNT_DETACH); }
+  } unmount{small};
   {
     const auto plugin = start({{"file", make_image(small + "/disk.img", 1 << 20)}});
     auto disk = open(*plugin, "");
@@ -293,7 +297,6 @@ TEST_F(FileTest, AFullFileSystemFailsWritesAndNothingElse) {
     EXPECT_TRUE(loop->run_until_done((*disk)->write(0, bytes, true)));
     close(std::move(*disk));
   }
-  umount2(small.c_str(), MNT_DETACH);
 }
 
 TEST_F(FileTest, TrimAndZeroGiveSpaceBackOrKeepIt) {

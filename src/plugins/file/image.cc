@@ -139,25 +139,6 @@ void Images::examine(Image& image, int fd, const struct stat& status) const {
       std::make_unique<disk::ChangeOrder>(options_.direct ? image.block_size : uint64_t{1});
 }
 
-std::expected<void, ImageError> Images::lock(Image& image, int fd, bool writer) const {
-  if (!options_.lock) return {};
-  const LockOutcome outcome = lock_image(fd, writer);
-  switch (outcome.kind) {
-    case LockOutcome::Kind::kLocked:
-      break;
-    case LockOutcome::Kind::kUnsupported:
-      log::warning("{}: cannot be locked ({}): make sure that nobody else writes to it", image.name,
-                   outcome.holder);
-      break;
-    case LockOutcome::Kind::kRefused:
-      return error_of(
-          EBUSY, fmt::format("{}: the image is in use by {}: {}, or switch locks off with lock=off",
-                             image.name, outcome.holder,
-                             writer ? "end that, serve the image read-only with -r" : "end that"));
-  }
-  return {};
-}
-
 std::expected<Images::Opened, ImageError> Images::acquire(const ImagePlace& place, bool read_only,
                                                           engine::BlockingPool* pool) {
   struct stat status = {};
@@ -166,7 +147,7 @@ std::expected<Images::Opened, ImageError> Images::acquire(const ImagePlace& plac
   const bool block_device = S_ISBLK(status.st_mode);
   const Key key{block_device, block_device ? status.st_rdev : status.st_dev,
                 block_device ? 0 : status.st_ino};
-  std::lock_guard guard(mutex_);
+  std::unique_lock guard(mutex_);
   std::shared_ptr<Image> image;
   if (const auto found = images_.find(key); found != images_.end()) {
     image = found->second;
@@ -178,7 +159,20 @@ std::expected<Images::Opened, ImageError> Images::acquire(const ImagePlace& plac
   const bool present = read_only ? image->reader || image->writer : bool(image->writer);
   if (!present) {
     const int fd = files->buffered.get();
-    if (auto done = lock(*image, fd, !read_only); !done) return std::unexpected(done.error());
+    const LockOutcome lock = options_.lock ? lock_image(fd, !read_only) : LockOutcome{};
+    if (lock.kind == LockOutcome::Kind::kRefused) {
+      guard.unlock();  // to find the holder takes its time
+      return error_of(
+          EBUSY,
+          fmt::format("{}: the image is in use by {}: {}, or switch locks off "
+                      "with lock=off",
+                      place.shown, name_lock_holder(fd, lock),
+                      read_only ? "end that" : "end that, serve the image read-only with -r"));
+    }
+    if (lock.kind == LockOutcome::Kind::kUnsupported) {
+      log::warning("{}: cannot be locked ({}): make sure that nobody else writes to it",
+                   place.shown, errno_text(lock.error));
+    }
     (read_only ? image->reader : image->writer) = std::move(*files);
     if (!read_only) image->sync_fd = fd;
   }

@@ -122,7 +122,6 @@ class Images {
   std::expected<Image::Files, ImageError> open_files(const ImagePlace& place, bool& read_only,
                                                      struct stat& status) const;
   void examine(Image& image, int fd, const struct stat& status) const;
-  std::expected<void, ImageError> lock(Image& image, int fd, bool writer) const;
 
   const ImageOptions options_;
   mutable std::mutex mutex_;

@@ -118,25 +118,26 @@ LockOutcome lock_image(int fd, bool writer) {
   if (!error) error = take(unshared, kUnsharedByte);
   if (error) {
     unlock();
-    if (error == EAGAIN || error == EACCES) {
-      return {LockOutcome::Kind::kRefused, "another program"};
-    }
-    return {LockOutcome::Kind::kUnsupported, errno_text(error)};
+    if (error == EAGAIN || error == EACCES) return {.kind = LockOutcome::Kind::kRefused};
+    return {.kind = LockOutcome::Kind::kUnsupported, .error = error};
   }
-  const auto look = [fd](std::span<const int> permissions, int base) -> std::string {
+  LockOutcome outcome;
+  const auto look = [fd, &outcome](std::span<const int> permissions, int base) {
     for (int permission : permissions) {
-      pid_t process = 0;
-      if (!is_locked(fd, base + permission, process)) continue;
-      if (process <= 0) process = find_holder(fd, base + permission);
-      return process > 0 ? name_process(process) : "another program";
+      if (!is_locked(fd, base + permission, outcome.process)) continue;
+      outcome.kind = LockOutcome::Kind::kRefused;
+      outcome.byte = base + permission;
+      return true;
     }
-    return {};
+    return false;
   };
-  std::string holder = look(used, kUnsharedByte);
-  if (holder.empty()) holder = look(unshared, kUsedByte);
-  if (holder.empty()) return {};
-  unlock();
-  return {LockOutcome::Kind::kRefused, std::move(holder)};
+  if (look(used, kUnsharedByte) || look(unshared, kUsedByte)) unlock();
+  return outcome;
+}
+
+std::string name_lock_holder(int fd, const LockOutcome& refused) {
+  const pid_t process = refused.process > 0 ? refused.process : find_holder(fd, refused.byte);
+  return process > 0 ? name_process(process) : "another program";
 }
 
 }  // namespace weft::plugins

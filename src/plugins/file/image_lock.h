@@ -20,13 +20,16 @@ namespace weft::plugins {
 
 struct LockOutcome {
   enum class Kind { kLocked, kUnsupported, kRefused } kind = Kind::kLocked;
-  // For kRefused: who is in the way ("qemu-nbd (process 123)", "another program"); for
-  // kUnsupported: why the file system has no locks.
-  std::string holder;
+  int error = 0;    // for kUnsupported: why the file system has no locks
+  int byte = -1;    // for kRefused: the byte that somebody else has locked
+  int process = 0;  // and who that is, if the kernel says it
 };
 
 // Locks the image that `fd` has open; nothing is locked unless the outcome is kLocked. `writer`:
 // `fd` will be written to. Does not wait.
 LockOutcome lock_image(int fd, bool writer);
+
+// Who is in the way ("qemu-nbd (process 123)", "another program"). Looks at every process there is.
+std::string name_lock_holder(int fd, const LockOutcome& refused);
 
 }  // namespace weft::plugins
