@@ -7,6 +7,7 @@
 #include <bit>
 #include <cerrno>
 #include <cstdlib>
+#include <cstring>
 #include <random>
 #include <thread>
 
@@ -79,9 +80,13 @@ Task<Status> ordered_trim(Disk& disk, Loop& loop, Range range, bool fua) {
 }
 
 Bytes random_bytes(std::mt19937_64& random, size_t length) {
-  Bytes bytes(length);
-  // Never zero, so that a hole cannot pass for data.
-  for (std::byte& byte : bytes) byte = static_cast<std::byte>(1 + random() % 255);
+  Bytes bytes((length + 7) / 8 * 8);
+  for (size_t i = 0; i < bytes.size(); i += 8) {
+    // No byte is zero, so that a hole cannot pass for data.
+    const uint64_t word = random() | 0x0101010101010101;
+    std::memcpy(bytes.data() + i, &word, sizeof word);
+  }
+  bytes.resize(length);
   return bytes;
 }
 
@@ -103,7 +108,20 @@ std::vector<Range> boundary_ranges(uint64_t size) {
 }
 
 bool is_zero(ByteSpan bytes) {
-  return std::ranges::all_of(bytes, [](std::byte byte) { return byte == std::byte{0}; });
+  return bytes.empty() || (bytes[0] == std::byte{0} &&
+                           std::memcmp(bytes.data(), bytes.data() + 1, bytes.size() - 1) == 0);
+}
+
+bool same(ByteSpan a, ByteSpan b) {
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size()) == 0);
+}
+
+void put(Bytes& model, uint64_t offset, const Bytes& bytes) {
+  std::memcpy(model.data() + offset, bytes.data(), bytes.size());
+}
+
+void put_zeroes(Bytes& model, Range range) {
+  std::memset(model.data() + range.offset, 0, range.length);
 }
 
 Task<Bytes> read_range(Disk& disk, Range range) {
@@ -135,7 +153,7 @@ Task<void> walk(Disk& disk, Loop& loop, Range zone, Bytes& model, uint64_t walk_
         const Bytes bytes = random_bytes(random, range.length);
         const Status done = co_await ordered_write(disk, loop, range.offset, bytes, fua);
         EXPECT_TRUE(done);
-        if (remembers) std::ranges::copy(bytes, model.begin() + range.offset);
+        if (remembers) put(model, range.offset, bytes);
         break;
       }
       case 2: {
@@ -144,8 +162,7 @@ Task<void> walk(Disk& disk, Loop& loop, Range zone, Bytes& model, uint64_t walk_
                               can.fast_zero != Support::kNone && random() % 4 == 0};
         const Status done = co_await ordered_zero(disk, loop, range, flags);
         EXPECT_TRUE(done || (flags.fast && done.error().code == ENOTSUP));
-        if (remembers && done)
-          std::fill_n(model.begin() + range.offset, range.length, std::byte{0});
+        if (remembers && done) put_zeroes(model, range);
         break;
       }
       case 3: {
@@ -154,11 +171,14 @@ Task<void> walk(Disk& disk, Loop& loop, Range zone, Bytes& model, uint64_t walk_
         EXPECT_TRUE(done);
         // Each byte is now what it was or a zero, and stays that.
         const Bytes now = co_await read_range(disk, range);
-        for (uint64_t i = 0; i < range.length; i++) {
-          std::byte& was = model[range.offset + i];
-          EXPECT_TRUE(now[i] == was || now[i] == std::byte{0}) << "at " << range.offset + i;
-          was = now[i];
+        const std::byte* was = model.data() + range.offset;
+        uint64_t wrong = 0;
+        const std::byte* is = now.data();
+        while (wrong < range.length && (is[wrong] == was[wrong] || is[wrong] == std::byte{0})) {
+          wrong++;
         }
+        EXPECT_EQ(wrong, range.length) << "trimmed from " << range.offset;
+        put(model, range.offset, now);
         break;
       }
       case 4: {
@@ -189,7 +209,7 @@ Task<void> walk(Disk& disk, Loop& loop, Range zone, Bytes& model, uint64_t walk_
       }
       default: {
         const Bytes now = co_await read_range(disk, range);
-        EXPECT_TRUE(std::ranges::equal(now, part(model, range)))
+        EXPECT_TRUE(same(now, part(model, range)))
             << range.length << " bytes at " << range.offset << ", step " << step;
       }
     }
@@ -280,8 +300,7 @@ TEST_P(Conformance, ListsItsExports) {
 TEST_P(Conformance, ReadsAtEveryBoundary) {
   for (const Range range : boundary_ranges(size)) {
     const Bytes now = loop->run_until_done(read_range(*disk, range));
-    ASSERT_TRUE(std::ranges::equal(now, part(model, range)))
-        << range.length << " bytes at " << range.offset;
+    ASSERT_TRUE(same(now, part(model, range))) << range.length << " bytes at " << range.offset;
   }
 }
 
@@ -309,7 +328,7 @@ TEST_P(Conformance, LendsWhatItReads) {
     lease.give_back();
     EXPECT_TRUE(lease.pieces.empty());
     const Bytes read = loop->run_until_done(read_range(*disk, range));
-    ASSERT_TRUE(lent == read) << range.length << " bytes at " << range.offset;
+    ASSERT_TRUE(same(lent, read)) << range.length << " bytes at " << range.offset;
   }
 }
 
@@ -319,14 +338,13 @@ TEST_P(Conformance, WritesAtEveryBoundary) {
   for (const Range range : boundary_ranges(size)) {
     const Bytes bytes = random_bytes(random, range.length);
     ASSERT_TRUE(loop->run_until_done(ordered_write(*disk, *loop, range.offset, bytes, false)));
-    if (GetParam().candidate.remembers) std::ranges::copy(bytes, model.begin() + range.offset);
+    if (GetParam().candidate.remembers) put(model, range.offset, bytes);
     // With the neighbours on both sides.
     const uint64_t before = std::min<uint64_t>(range.offset, 5000);
     const uint64_t after = std::min<uint64_t>(size - range.end(), 5000);
     const Range around{range.offset - before, before + range.length + after};
     const Bytes now = loop->run_until_done(read_range(*disk, around));
-    ASSERT_TRUE(std::ranges::equal(now, part(model, around)))
-        << range.length << " bytes at " << range.offset;
+    ASSERT_TRUE(same(now, part(model, around))) << range.length << " bytes at " << range.offset;
   }
 }
 
@@ -345,12 +363,12 @@ TEST_P(Conformance, ZeroesAtEveryBoundary) {
     const ZeroFlags flags{turn % 8 == 0, turn % 2 == 0, fast_known && turn % 4 < 2};
     const Status done = loop->run_until_done(ordered_zero(*disk, *loop, range, flags));
     if (GetParam().candidate.remembers) {
-      std::ranges::copy(bytes, model.begin() + around.offset);
-      if (done) std::fill_n(model.begin() + range.offset, range.length, std::byte{0});
+      put(model, around.offset, bytes);
+      if (done) put_zeroes(model, range);
     }
     ASSERT_TRUE(done || (flags.fast && done.error().code == ENOTSUP));
     const Bytes now = loop->run_until_done(read_range(*disk, around));
-    ASSERT_TRUE(std::ranges::equal(now, part(model, around)))
+    ASSERT_TRUE(same(now, part(model, around)))
         << range.length << " bytes at " << range.offset << ", turn " << turn;
   }
 }
@@ -408,7 +426,7 @@ TEST_P(Conformance, ManyRequestsAtOnce) {
   };
   loop->run_until_done(all(*this, share));
   const Bytes now = loop->run_until_done(read_range(*disk, {0, size}));
-  EXPECT_TRUE(now == model);
+  EXPECT_TRUE(same(now, model));
 }
 
 TEST_P(Conformance, ManyLoopsAtOnce) {
@@ -427,7 +445,7 @@ TEST_P(Conformance, ManyLoopsAtOnce) {
   }
   for (std::thread& thread : threads) thread.join();
   const Bytes now = loop->run_until_done(read_range(*disk, {0, size}));
-  EXPECT_TRUE(now == model);
+  EXPECT_TRUE(same(now, model));
 }
 
 TEST_P(Conformance, OneConnectionSeesWhatAnotherWrote) {
@@ -445,7 +463,7 @@ TEST_P(Conformance, OneConnectionSeesWhatAnotherWrote) {
     Disk& reader = i % 2 ? *other : *disk;
     ASSERT_TRUE(loop->run_until_done(ordered_write(writer, *loop, offset, bytes, false)));
     const Bytes now = loop->run_until_done(read_range(reader, {offset, bytes.size()}));
-    ASSERT_TRUE(now == bytes);
+    ASSERT_TRUE(same(now, bytes));
   }
   close(*loop, other);
 }
@@ -456,7 +474,7 @@ TEST_P(Conformance, IsReadOnlyWhenOpenedSo) {
   EXPECT_EQ(reader->capabilities().size, size);
   if (size) {
     const Bytes now = loop->run_until_done(read_range(*reader, {0, size}));
-    EXPECT_TRUE(now == model);
+    EXPECT_TRUE(same(now, model));
   }
   close(*loop, reader);
 }
@@ -472,7 +490,7 @@ TEST_P(Conformance, KeepsItsContentWhenAllHaveLeft) {
   disk = open(*loop);
   ASSERT_TRUE(disk);
   const Bytes now = loop->run_until_done(read_range(*disk, {4001, bytes.size()}));
-  EXPECT_TRUE(now == bytes);
+  EXPECT_TRUE(same(now, bytes));
 }
 
 }  // namespace weft::disk
