@@ -131,10 +131,17 @@ void Transmission::forget(Request& request) {
   request.payload = {};
   request.buffer = engine::Buffer();
   request.charge = Charge();
-  if (request.chunk) resources_.unreference(std::exchange(request.chunk, nullptr));
+  Chunk* chunk = std::exchange(request.chunk, nullptr);
+  if (chunk) resources_.unreference(chunk);
   resources_.give_back(&request);
   in_flight_--;
   replies_.progress().notify_all();
+  if (chunk && chunk == chunk_ && chunk->references == 1) {
+    // Nobody else uses it any more: whoever waits for the client gives it back, whoever waits for
+    // memory to have another one goes on with this.
+    if (idle_) stash();
+    if (taker_) taker_->cancel();
+  }
 }
 
 void Transmission::drop_not_started() {

@@ -96,14 +96,14 @@ engine::Task<void> Transmission::run(ByteSpan received) {
       continue;
     }
     if (!deferred_.empty()) {
-      kill("the client left and would have to be held back");
+      kill("");
     } else if (need == Need::kMemory) {
       co_await wait_for_memory();
     } else {
       co_await replies_.progress().wait();
     }
     // What is still unread did not arrive while the client lived.
-    if (!dead_ && stream_.peer_gone()) kill("the client left while it was held back");
+    if (!dead_ && stream_.peer_gone()) kill("");
   }
   co_await finish_all();
 }
@@ -301,9 +301,15 @@ engine::Task<bool> Transmission::receive() {
     if (drained_) {
       if (!stash()) co_return false;
       drained_ = false;
-      if (!co_await stream_.readable() || draining_ || dead_) co_return false;
+      idle_ = true;
+      const bool readable = co_await stream_.readable();
+      idle_ = false;
+      if (!readable || draining_ || dead_) co_return false;
     }
     const bool apart = receiving_ && begin_ == end_;
+    if (!apart && chunk_full() && chunk_->references > 1 && !co_await retire_chunk()) {
+      co_return false;
+    }
     if (!apart && !make_room()) {
       kill("the system has no memory");
       co_return false;
@@ -331,7 +337,34 @@ engine::Task<bool> Transmission::receive() {
   }
 }
 
-// Makes sure of a chunk with space for a small request behind what is unread. False: no memory.
+// The chunk is full of requests that are in progress: they have it, and pay for it, once there is
+// memory; or they finish. False: the connection ends.
+engine::Task<bool> Transmission::retire_chunk() {
+  while (chunk_->references > 1) {
+    std::optional<Charge> charge = charge_for(Chunk::kSize);
+    if (charge) {
+      Chunk* fresh = resources_.get_chunk();
+      if (!fresh) {
+        kill("the system has no memory");
+        co_return false;
+      }
+      std::memcpy(fresh->buffer.data(), chunk_->buffer.data() + begin_, end_ - begin_);
+      end_ -= begin_;
+      begin_ = 0;
+      chunk_->charge = std::move(*charge);
+      resources_.unreference(std::exchange(chunk_, fresh));
+      break;
+    }
+    co_await wait_for_memory();
+    if (!dead_ && stream_.peer_gone()) kill("");
+    if (dead_ || draining_) co_return false;
+  }
+  granted_.reset();
+  co_return true;
+}
+
+// Makes sure of a chunk with space for a small request behind what is unread; a full one that is
+// still in use was retired before. False: no memory.
 bool Transmission::make_room() {
   if (!chunk_) {
     chunk_ = resources_.get_chunk();
@@ -342,31 +375,23 @@ bool Transmission::make_room() {
     return true;
   }
   const size_t unread = end_ - begin_;
-  const bool alone = chunk_->references == 1;
-  if (unread == 0 && alone) {
-    begin_ = end_ = 0;
-  } else if (Chunk::kSize - end_ < kChunkTailMin) {
-    const std::byte* from = chunk_->buffer.data() + begin_;
-    if (alone) {
-      std::memmove(chunk_->buffer.data(), from, unread);
-    } else {
-      Chunk* fresh = resources_.get_chunk();
-      if (!fresh) return false;
-      std::memcpy(fresh->buffer.data(), from, unread);
-      chunk_->charge = allowance_.force(Chunk::kSize);
-      resources_.unreference(chunk_);
-      chunk_ = fresh;
-    }
+  if (chunk_->references == 1 && (unread == 0 || chunk_full())) {
+    std::memmove(chunk_->buffer.data(), chunk_->buffer.data() + begin_, unread);
     begin_ = 0;
     end_ = unread;
   }
   return true;
 }
 
+bool Transmission::chunk_full() const {
+  return chunk_ && Chunk::kSize - end_ < kChunkTailMin;
+}
+
 // Before waiting for a client that may take its time: gives the chunk back, and what is unread of
-// an incomplete request a place of its size. False: no memory.
+// an incomplete request a place of its size. A chunk that requests hold on to is kept for what
+// comes next: it would only be missed. False: no memory.
 bool Transmission::stash() {
-  if (!chunk_) return true;
+  if (!chunk_ || chunk_->references > 1) return true;
   const size_t unread = end_ - begin_;
   const std::byte* from = chunk_->buffer.data() + begin_;
   if (unread >= header_size_ && !receiving_ && skip_left_ == 0) {

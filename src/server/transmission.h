@@ -45,7 +45,7 @@ struct Chunk {
   static constexpr size_t kSize = 256 << 10;
   engine::Buffer buffer;
   uint32_t references = 0;
-  Charge charge;  // once only requests hold it
+  Charge charge;  // once it is full, and only requests hold it
 };
 
 // A request that is not answered on the spot. Recycled by its loop's pool.
@@ -124,7 +124,9 @@ class Transmission {
   bool take_payload();
   bool receive_apart(const nbd::Request& header, uint64_t payload_length, Charge charge);
   engine::Task<bool> receive();
+  engine::Task<bool> retire_chunk();
   bool make_room();
+  [[nodiscard]] bool chunk_full() const;
   bool stash();
   void release_chunk();
   engine::Task<void> wait_for_memory();
@@ -180,6 +182,7 @@ class Transmission {
   size_t payload_have_ = 0;       // in receiving_'s own buffer
   uint64_t skip_left_ = 0;        // bytes of refused payloads still to come
   bool drained_ = false;          // the last receive took less than it could
+  bool idle_ = false;             // waiting for the client to send
 
   Request* first_ = nullptr;  // in progress, in the order of arrival
   Request* last_ = nullptr;
