@@ -232,7 +232,8 @@ int Server::run() {
   ::sigemptyset(&set);
   for (const int signal : {SIGTERM, SIGINT, SIGQUIT, SIGHUP}) ::sigaddset(&set, signal);
   ::pthread_sigmask(SIG_BLOCK, &set, nullptr);
-  ::signal(SIGPIPE, SIG_IGN);
+  ::signal(SIGPIPE, SIG_IGN);  // EPIPE says it
+  ::signal(SIGXFSZ, SIG_IGN);  // EFBIG says it
   impl_->signals = Fd(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
   if (!impl_->signals) throw ConfigError("cannot make a signalfd: " + errno_text(errno));
 
