@@ -382,7 +382,7 @@ EngineChoice choose_engine(std::string_view wanted) {
     throw ConfigError(
         fmt::format("--engine=io_uring: {}; use --engine=auto or --engine=epoll", obstacle));
   }
-  return {EngineKind::kEpoll, fmt::format("no io_uring: {}", obstacle)};
+  return {EngineKind::kEpoll, fmt::format("no io_uring: {}", obstacle), true};
 }
 
 }  // namespace weft::engine

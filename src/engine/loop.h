@@ -189,7 +189,8 @@ enum class EngineKind { kUring, kEpoll };
 // Which engine a process uses, and why: decided once at start by probing.
 struct EngineChoice {
   EngineKind kind;
-  std::string reason;  // for the log: "kernel 6.1 offers all that is needed"
+  std::string reason;        // for the log: "the kernel offers all that is needed"
+  bool is_fallback = false;  // epoll, for want of io_uring
 };
 
 // `wanted` is "auto", "io_uring" or "epoll". Throws ConfigError when io_uring is demanded and not

@@ -239,8 +239,12 @@ int Server::run() {
 
   impl_->make_workers();
   const engine::EngineChoice& engine = impl_->engine;
-  log::debug("engine: {} ({})", engine.kind == engine::EngineKind::kUring ? "io_uring" : "epoll",
-             engine.reason);
+  if (engine.is_fallback) {
+    log::info("engine: epoll ({})", engine.reason);  // slower, so said without being asked
+  } else {
+    log::debug("engine: {} ({})", engine.kind == engine::EngineKind::kUring ? "io_uring" : "epoll",
+               engine.reason);
+  }
   std::vector<std::unique_ptr<Worker>>& workers = impl_->workers;
   for (size_t i = 1; i < workers.size(); i++) workers[i]->start();
   const int status = impl_->main_loop().run_until_done(impl_->control());
