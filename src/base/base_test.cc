@@ -48,6 +48,7 @@ TEST(Extents, JoinsClipsAndStops) {
   EXPECT_TRUE(one.append(10, kExtentData));
   EXPECT_TRUE(one.append(10, kExtentData));
   EXPECT_FALSE(one.append(10, kExtentZero));
+  EXPECT_FALSE(one.append(10, kExtentData));  // not at the place of the refused one
   EXPECT_EQ(one.list(), (std::vector<Extent>{{20, 0}}));
 }
 

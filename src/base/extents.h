@@ -28,6 +28,7 @@ class Extents {
 
   // Appends an extent that begins where the list ends. False when the list takes no more (the
   // window is full, or count_max is reached); what was added before stays.
+  // From the first refusal on nothing is added: it would be described at the wrong place.
   bool append(uint64_t length, uint32_t flags);
 
   [[nodiscard]] Range window() const { return window_; }
@@ -39,6 +40,7 @@ class Extents {
   Range window_;
   size_t count_max_;
   uint64_t described_ = 0;  // bytes
+  bool closed_ = false;     // an extent was refused
   std::vector<Extent> list_;
 };
 
