@@ -61,7 +61,7 @@ class ScriptedDisk final : public disk::Disk {
   Task<Status> extents(Extents& into, bool) override {
     return perform({Call::Kind::kExtents, into.window()}, [this, &into] {
       for_pieces(into.window(), [&](Range piece, bool hole) {
-        into.append(piece.length, hole ? kExtentHole | kExtentZero : kExtentData);
+        (void)into.append(piece.length, hole ? kExtentHole | kExtentZero : kExtentData);
       });
     });
   }
@@ -76,7 +76,16 @@ class ScriptedDisk final : public disk::Disk {
   template <typename F>
   Task<Status> perform(const Call& call, F work) {
     if (plugin_.begin(call)) return perform_later(call, work);
+    if (plugin_.hesitant && calls_++ % 3 != 0) return perform_hesitantly(call, work, calls_ % 5);
     return conclude(call, work);
+  }
+  template <typename F>
+  Task<Status> perform_hesitantly(Call call, F work, int turns) {
+    for (int i = 0; i < turns; i++) {
+      engine::Timer timer(loop_);
+      co_await timer.sleep(engine::Clock::duration(0));
+    }
+    co_return conclude(call, work);
   }
   template <typename F>
   Task<Status> perform_later(Call call, F work) {
@@ -113,6 +122,7 @@ class ScriptedDisk final : public disk::Disk {
 
   ScriptedPlugin& plugin_;
   engine::Loop& loop_;
+  int calls_ = 0;
 };
 
 ScriptedPlugin::ScriptedPlugin(uint64_t size, uint64_t granularity)

@@ -38,6 +38,7 @@ class ScriptedPlugin final : public disk::Plugin {
   disk::Capabilities capabilities;
   bool lends = false;        // reads lend the bytes where they lie
   std::vector<Range> holes;  // ascending; extents() and lend() tell them
+  bool hesitant = false;     // calls end now at once, now some turns of the loop later
   int open_error = 0;        // an errno
 
   // Calls for which `which` is true wait until they are released.
