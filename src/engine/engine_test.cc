@@ -2,6 +2,7 @@
 // The same tests on both engines.
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -375,6 +376,34 @@ TEST_P(Engine, ALoopWhoseThreadIsStuckGoesOnWithAnother) {
   ASSERT_TRUE(file);
   for (int i = 0; i < 3; i++) loop->run_until_done(life_goes_on(*loop, pool, file.get()));
   EXPECT_EQ(loop->run_until_done(sum(10)), 20);
+}
+
+// A thread that takes over when the process has no descriptor left.
+Task<void> life_goes_on_without_descriptors(Loop& loop, BlockingPool& pool) {
+  rlimit limit{};
+  ::getrlimit(RLIMIT_NOFILE, &limit);
+  const rlim_t before = std::exchange(limit.rlim_cur, 200);
+  EXPECT_EQ(::setrlimit(RLIMIT_NOFILE, &limit), 0);
+  co_await sleep_then(loop, milliseconds(1), 0);  // the loop has what it needs to run
+  std::vector<Fd> all;
+  while (Fd one{::open("/dev/null", O_RDONLY | O_CLOEXEC)}) all.push_back(std::move(one));
+  EXPECT_EQ(errno, EMFILE);
+  Lane lane(pool);
+  std::latch gate(1);
+  int done = 0;
+  Scope scope(loop);
+  scope.spawn(wait_for(loop, lane, gate, done));
+  co_await sleep_then(loop, milliseconds(20), 0);
+  EXPECT_EQ(done, 0);
+  gate.count_down();
+  co_await scope.join();
+  EXPECT_EQ(done, 1);
+  limit.rlim_cur = before;
+  EXPECT_EQ(::setrlimit(RLIMIT_NOFILE, &limit), 0);
+}
+
+TEST_P(Engine, ALoopIsTakenOverWithoutADescriptorToSpare) {
+  loop->run_until_done(life_goes_on_without_descriptors(*loop, pool));
 }
 
 Task<void> budget_line(Loop& loop, Budget& budget) {

@@ -10,9 +10,9 @@
 #include <algorithm>
 #include <cerrno>
 #include <condition_variable>
-#include <cstdlib>
 #include <memory>
 #include <mutex>
+#include <thread>
 #include <vector>
 
 #include "base/fd.h"
@@ -25,6 +25,7 @@ namespace {
 
 constexpr unsigned kQueueEntries = 1024;
 constexpr unsigned kProbeEntries = 8;
+constexpr auto kRingRetryTime = std::chrono::milliseconds(10);
 
 // The low bits of an operation's user data say what the address is.
 enum Tag : uint64_t { kTagFile = 0, kTagIn = 1, kTagOut = 2, kTagDoorbell = 3, kTagIgnore = 4 };
@@ -64,21 +65,15 @@ struct UringRegistration {
 // the old thread, which alone can fetch the completions of the file operations that are on it.
 struct Ring {
   io_uring ring{};
-  pid_t thread = 0;
+  int made;  // 0, or why there is no ring: -errno
+  pid_t thread;
   bool doorbell_armed = false;
   size_t file_operations = 0;
   UringRegistration* first = nullptr;
 
-  Ring() {
-    const int error = make_ring(&ring, kQueueEntries);
-    if (error < 0) {
-      log::error("cannot make an io_uring: {}; use --engine=epoll", errno_text(-error));
-      std::abort();
-    }
-    thread = ::gettid();
-  }
+  Ring() : made(make_ring(&ring, kQueueEntries)), thread(::gettid()) {}
   ~Ring() {
-    io_uring_queue_exit(&ring);
+    if (made >= 0) io_uring_queue_exit(&ring);
     while (first) delete std::exchange(first, first->next);
   }
   Ring(const Ring&) = delete;
@@ -100,7 +95,8 @@ class UringLoop final : public Loop {
  public:
   explicit UringLoop(BlockingPool& pool) : Loop(pool) {
     doorbell_ = Fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-    if (!doorbell_) throw ConfigError("cannot make an eventfd: " + errno_text(errno));
+    spare_ = Fd(::dup(doorbell_.get()));
+    if (!spare_) throw ConfigError("cannot make an eventfd: " + errno_text(errno));
   }
 
   ~UringLoop() override { end(); }
@@ -184,8 +180,8 @@ class UringLoop final : public Loop {
 
   void adopt_thread() override {
     if (the_ring().thread == ::gettid()) return;
-    std::unique_ptr<Ring> old = std::move(ring_);
-    ring_ = std::make_unique<Ring>();
+    std::unique_ptr<Ring> fresh = make_ring_at_any_cost();
+    std::unique_ptr<Ring> old = std::exchange(ring_, std::move(fresh));
     for (UringRegistration* r = old->first; r; r = r->next) {
       Watch* watch = std::exchange(r->watch, nullptr);
       if (!watch) continue;
@@ -237,8 +233,31 @@ class UringLoop final : public Loop {
   }
 
   Ring& the_ring() {
-    if (!ring_) ring_ = std::make_unique<Ring>();
+    if (!ring_) {
+      ring_ = std::make_unique<Ring>();
+      if (ring_->made < 0) {
+        log::error("cannot make an io_uring: {}; use --engine=epoll", errno_text(-ring_->made));
+        ::_exit(1);
+      }
+    }
     return *ring_;
+  }
+
+  // For a thread that takes over in the middle of everything. When descriptors have run out there
+  // is a spare one; when the kernel has no memory, the clients of this loop wait until it has.
+  std::unique_ptr<Ring> make_ring_at_any_cost() {
+    for (bool told = false;; told = true) {
+      auto ring = std::make_unique<Ring>();
+      if (ring->made >= 0) {
+        if (!spare_) spare_ = Fd(::dup(doorbell_.get()));
+        return ring;
+      }
+      if (!told) {
+        log::warning("cannot make an io_uring: {}; trying again", errno_text(-ring->made));
+      }
+      spare_.reset();
+      std::this_thread::sleep_for(kRingRetryTime);
+    }
   }
 
   io_uring_sqe* next_sqe() {
@@ -285,6 +304,7 @@ class UringLoop final : public Loop {
 
   std::unique_ptr<Ring> ring_;
   Fd doorbell_;
+  Fd spare_;  // a descriptor kept for a ring
   std::mutex left_mutex_;
   std::condition_variable left_changed_;
   std::vector<std::unique_ptr<Ring>> left_;  // rings of threads that have lost the loop
