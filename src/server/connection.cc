@@ -83,6 +83,10 @@ void Connection::give_up() {
   if (transmission_) transmission_->give_up();
 }
 
+void Connection::end() {
+  if (transmission_) transmission_->kill("the server stops and its replies are not taken");
+}
+
 void Connection::check_progress(engine::Clock::time_point now) {
   if (transmission_) transmission_->check_progress(now);
 }

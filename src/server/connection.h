@@ -37,6 +37,7 @@ class Connection {
   // Transmission: see there. A negotiation is ended.
   void drain();
   void give_up();
+  void end();
   void check_progress(engine::Clock::time_point now);
 
   // Intrusive list of the connections of a loop.

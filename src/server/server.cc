@@ -45,6 +45,25 @@ void log_blocking_calls(const engine::BlockingPool& pool) {
   }
 }
 
+// An error of accept4(2) that is the end of a client that was about to be accepted.
+bool is_about_one_client(int error) {
+  switch (error) {
+    case EINTR:
+    case ECONNABORTED:
+    case EPROTO:
+    case ENETDOWN:
+    case ENOPROTOOPT:
+    case EHOSTDOWN:
+    case ENONET:
+    case EHOSTUNREACH:
+    case ENETUNREACH:
+    case EPERM:  // a firewall's rule
+      return true;
+    default:
+      return false;
+  }
+}
+
 }  // namespace
 
 struct Server::Impl {
@@ -84,8 +103,8 @@ struct Server::Impl {
   bool only_stream = false;                 // -s
   std::unique_ptr<engine::Signal> changed;  // the number of connections, or `stopping`
   std::unique_ptr<engine::Timer> drain_timer;
-  std::unique_ptr<engine::Timer> accept_pause;
-  std::vector<engine::Watch*> watches;  // cancelled to stop
+  std::vector<engine::Watch*> watches;        // cancelled to stop
+  std::vector<engine::Timer*> accept_pauses;  // the same
 };
 
 void Server::Impl::make_workers() {
@@ -99,7 +118,6 @@ void Server::Impl::make_workers() {
   }
   changed = std::make_unique<engine::Signal>(main_loop());
   drain_timer = std::make_unique<engine::Timer>(main_loop());
-  accept_pause = std::make_unique<engine::Timer>(main_loop());
 }
 
 void Server::Impl::connection_ended(size_t worker) {
@@ -122,7 +140,7 @@ void Server::Impl::begin_stop(const char* why) {
   stopping = true;
   log::debug("stopping: {}", why);
   for (engine::Watch* watch : watches) watch->cancel();
-  accept_pause->cancel();
+  for (engine::Timer* pause : accept_pauses) pause->cancel();
   for (const std::unique_ptr<Worker>& worker : workers) worker->drain();
   changed->notify_all();
 }
@@ -130,7 +148,9 @@ void Server::Impl::begin_stop(const char* why) {
 engine::Task<void> Server::Impl::accept_from(net::ListeningSocket socket) {
   ::fcntl(socket.fd.get(), F_SETFL, ::fcntl(socket.fd.get(), F_GETFL) | O_NONBLOCK);
   engine::Watch watch(main_loop(), socket.fd.get());
+  engine::Timer pause(main_loop());
   watches.push_back(&watch);
+  accept_pauses.push_back(&pause);
   while (!stopping) {
     if (full()) {  // the next client waits in the socket's backlog
       co_await changed->wait();
@@ -139,22 +159,22 @@ engine::Task<void> Server::Impl::accept_from(net::ListeningSocket socket) {
     Fd fd(::accept4(socket.fd.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
     if (fd) {
       adopt(std::move(fd), Fd());
-      continue;
-    }
-    if (errno == EAGAIN) {
+      co_await main_loop().yield();  // many who come at once do not hold up those who are here
+    } else if (errno == EAGAIN) {
       co_await watch.readable();
     } else if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
       log::error(
           "{}: cannot accept a client: {}; raise the limit (ulimit -n), or bound the "
           "clients with --shared=N",
           socket.description, errno_text(errno));
-      co_await accept_pause->sleep(kNoDescriptorsPause);
-    } else if (errno != EINTR && errno != ECONNABORTED && errno != EPROTO) {
+      co_await pause.sleep(kNoDescriptorsPause);
+    } else if (!is_about_one_client(errno)) {
       log::error("{}: accepting clients failed: {}", socket.description, errno_text(errno));
       break;
     }
   }
   std::erase(watches, &watch);
+  std::erase(accept_pauses, &pause);
 }
 
 engine::Task<void> Server::Impl::watch_signals(engine::Watch& watch) {
@@ -180,7 +200,11 @@ engine::Task<void> Server::Impl::give_up_when_late() {
       "{} connections still had requests in progress after {} ms (--drain-timeout); "
       "they were answered with ESHUTDOWN",
       connections, shared.config.drain_timeout.count());
-  co_await drain_timer->sleep(kGiveUpTime);
+  if (!co_await drain_timer->sleep(kGiveUpTime)) co_return;
+  // A client that does not take its replies must not keep the disks from being synced: only what
+  // is still in a disk can, and that would be in the way of a sync as well.
+  for (const std::unique_ptr<Worker>& worker : workers) worker->end_all();
+  if (!co_await drain_timer->sleep(shared.config.end_timeout)) co_return;
   ::_exit(1);
 }
 
@@ -214,7 +238,9 @@ engine::Task<int> Server::Impl::control() {
 
 Server::Server(Config config, disk::Plugin& plugin, engine::EngineChoice engine,
                engine::BlockingPool& pool)
-    : impl_(std::make_unique<Impl>(std::move(config), plugin, std::move(engine), pool)) {}
+    : impl_(std::make_unique<Impl>(std::move(config), plugin, std::move(engine), pool)) {
+  impl_->make_workers();
+}
 
 Server::~Server() = default;
 
@@ -237,7 +263,6 @@ int Server::run() {
   impl_->signals = Fd(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
   if (!impl_->signals) throw ConfigError("cannot make a signalfd: " + errno_text(errno));
 
-  impl_->make_workers();
   const engine::EngineChoice& engine = impl_->engine;
   if (engine.is_fallback) {
     log::info("engine: epoll ({})", engine.reason);  // slower, so said without being asked

@@ -34,6 +34,8 @@ struct Config {
   uint64_t max_memory = 0;         // bytes for requests in progress; 0: a quarter of the RAM
   std::chrono::milliseconds handshake_timeout{10'000};  // 0: none
   std::chrono::milliseconds drain_timeout{10'000};
+  std::chrono::milliseconds end_timeout{
+      100};  // then, for the connections to end; or the process does
 };
 
 using ListeningSocket = net::ListeningSocket;
@@ -52,7 +54,7 @@ class Server {
   // Returns the exit status: 0, or 1 when the disks could not be synced at the end. Call with a
   // process that has no other threads yet: it blocks the signals named above for all of them.
   int run();
-  // From any thread.
+  // From any thread, at any time.
   void stop();
 
  private:

@@ -48,6 +48,12 @@ void Worker::give_up() {
   });
 }
 
+void Worker::end_all() {
+  loop_->call([this] {
+    for (Connection* c = first_; c; c = c->next) c->end();
+  });
+}
+
 void Worker::stop() {
   loop_->call([this] {
     stopping_ = true;

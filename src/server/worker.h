@@ -32,6 +32,7 @@ class Worker {
   void adopt(Fd in, Fd out);
   void drain();
   void give_up();
+  void end_all();
   void stop();
   // Looks for clients that hold others up, as if it were `now`; done at intervals anyway.
   void check_progress(engine::Clock::time_point now);
