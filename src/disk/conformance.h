@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -33,6 +34,11 @@ struct ConformanceCase {
   Candidate candidate;
   engine::EngineKind engine;
 };
+
+// The test's name says it all; GoogleTest would print the bytes.
+inline void PrintTo(const ConformanceCase& the_case, std::ostream* out) {
+  *out << the_case.candidate.name;
+}
 
 std::vector<ConformanceCase> each_engine_case(const std::vector<Candidate>& candidates);
 
