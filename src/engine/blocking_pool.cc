@@ -7,18 +7,45 @@
 #include <cassert>
 #include <chrono>
 #include <deque>
+#include <functional>
+#include <system_error>
 #include <vector>
+
+#include "base/log.h"
+#include "engine/engines.h"
 
 namespace weft::engine {
 namespace {
 
-constexpr auto kStallTime = std::chrono::milliseconds(1);   // of a short call, before another helps
-constexpr auto kWatchTime = std::chrono::milliseconds(2);   // between two looks of the watchdog
-constexpr int kQuietLooks = 100;                            // without work; then it sleeps
-constexpr auto kPoolTime = std::chrono::seconds(1);         // for short calls, after one was stuck
+constexpr auto kStallTime = std::chrono::milliseconds(1);  // of a short call, before another helps
+constexpr auto kWatchTime = std::chrono::milliseconds(2);  // between two looks of the watchdog
+constexpr int kQuietLooks = 100;                           // without work; then it sleeps
+constexpr auto kPoolTime = std::chrono::seconds(1);        // for short calls, after one was stuck
+constexpr auto kThreadRetryTime = std::chrono::milliseconds(10);
 constexpr auto kThreadIdleTime = std::chrono::seconds(30);  // then a thread ends
 
+// False: the system has none.
+bool try_make_thread(const std::function<void()>& body) {
+  try {
+    std::thread(body).detach();
+    return true;
+  } catch (const std::system_error&) {
+    return false;
+  }
+}
+
 }  // namespace
+
+std::thread make_thread_at_any_cost(const std::function<void()>& body) {
+  for (bool told = false;; told = true) {
+    try {
+      return std::thread(body);
+    } catch (const std::system_error& error) {
+      if (!told) log::warning("cannot make a thread: {}; trying again", error.what());
+      std::this_thread::sleep_for(kThreadRetryTime);
+    }
+  }
+}
 
 std::string_view blocking_reason_name(BlockingReason reason) {
   switch (reason) {
@@ -105,8 +132,13 @@ struct BlockingPool::State {
     if (idle >= tickets.size()) {
       wanted.notify_one();
     } else if (threads < kThreadsMax) {
+      // Where no more threads are to be had, those that are there do the work one after the other.
+      if (threads == 0) {
+        make_thread_at_any_cost([this] { work(); }).detach();
+      } else if (!try_make_thread([this] { work(); })) {
+        return;
+      }
       threads++;
-      std::thread([this] { work(); }).detach();
     }
   }
 
@@ -130,7 +162,7 @@ struct BlockingPool::State {
 
   // With the mutex held.
   void rouse() {
-    if (!watchdog.joinable()) watchdog = std::thread([this] { run_watchdog(); });
+    if (!watchdog.joinable()) watchdog = make_thread_at_any_cost([this] { run_watchdog(); });
     if (asleep.load(std::memory_order_relaxed)) watching.notify_one();
   }
 

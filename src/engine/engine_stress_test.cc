@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 // The engine with several threads and much going on at once; for the sanitizers above all.
 #include <gtest/gtest.h>
+#include <pthread.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -395,6 +396,48 @@ TEST_P(EngineStress, AStuckLaneDoesNotHoldUpAnother) {
   };
   loop->run_until_done(run(*loop, stuck, free, release, stuck_done));
   EXPECT_EQ(stuck_done, 12);
+}
+
+// The system has no more threads: those that are there do the work, and the first comes as soon as
+// there is one.
+void set_stack_size(size_t size) {
+  pthread_attr_t attributes;
+  pthread_attr_init(&attributes);
+  EXPECT_EQ(pthread_attr_setstacksize(&attributes, size), 0);
+  EXPECT_EQ(pthread_setattr_default_np(&attributes), 0);
+  pthread_attr_destroy(&attributes);
+}
+constexpr size_t kTooLarge = size_t{1} << 46;  // there is no room for such a stack
+constexpr size_t kLargeEnough = size_t{8} << 20;
+
+Task<void> many_calls(Loop& loop, Lane& lane, int count, int& done) {
+  const auto one = [](Loop& l, Lane& where, int& all) -> Task<void> {
+    all += co_await where.run(l, BlockingReason::kPlugin, BlockingKind::kParallel, [] {
+      ::usleep(1000);
+      return 1;
+    });
+  };
+  Scope scope(loop);
+  for (int i = 0; i < count; i++) scope.spawn(one(loop, lane, done));
+  co_await scope.join();
+}
+
+TEST_P(EngineStress, WithoutThreadsToSpareTheWorkIsDoneAllTheSame) {
+  Lane lane(pool);
+  int done = 0;
+  std::thread later([] {
+    ::usleep(50'000);
+    set_stack_size(kLargeEnough);
+  });
+  set_stack_size(kTooLarge);
+  loop->run_until_done(many_calls(*loop, lane, 1, done));
+  later.join();
+  EXPECT_EQ(done, 1);
+  set_stack_size(kTooLarge);
+  loop->run_until_done(many_calls(*loop, lane, 50, done));
+  set_stack_size(kLargeEnough);
+  EXPECT_EQ(done, 51);
+  EXPECT_EQ(pool.threads(), 1u);
 }
 
 }  // namespace

@@ -249,7 +249,7 @@ void Loop::take_over_if_stuck(Clock::time_point now) {
   if (is_runnable(runner_tid_.load(std::memory_order_relaxed))) return;
   if (!call_state_.compare_exchange_strong(state, 0, std::memory_order_seq_cst)) return;
   pool_.call_is_stuck(*current_call_);
-  std::thread([this] { run_taken_over(); }).detach();
+  make_thread_at_any_cost([this] { run_taken_over(); }).detach();
 }
 
 void Loop::run_taken_over() {
