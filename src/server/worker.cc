@@ -3,6 +3,8 @@
 
 #include <pthread.h>
 
+#include <future>
+
 namespace weft::server {
 namespace {
 
@@ -23,10 +25,14 @@ Worker::Worker(Shared& shared, engine::EngineKind engine, engine::BlockingPool& 
 Worker::~Worker() = default;
 
 void Worker::start() {
+  // Only a loop that runs has all that it needs from the system: clients come after that.
+  std::promise<void> runs;
+  loop_->call([&runs] { runs.set_value(); });
   thread_ = std::thread([this] {
     pthread_setname_np(pthread_self(), "weft-loop");
     loop_->run_until_done(serve());
   });
+  runs.get_future().wait();
 }
 
 void Worker::adopt(Fd in, Fd out) {
