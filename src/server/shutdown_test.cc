@@ -261,6 +261,11 @@ TEST_P(Shutdown, ManyClientsComeAndGo) {
 
 // Two sockets that run out of descriptors at the same time both go on when there are some again.
 TEST_P(Shutdown, WithoutDescriptorsClientsWait) {
+#if defined(__has_feature)
+#if __has_feature(undefined_behavior_sanitizer)
+  GTEST_SKIP() << "the sanitizer's own check of objects needs descriptors";
+#endif
+#endif
   start(2);
   connect(0).disconnect();
   Fd sockets[2];
