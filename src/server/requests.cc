@@ -11,7 +11,7 @@ namespace weft::server {
 namespace {
 
 constexpr size_t kExtentsMax = 32768;          // in one reply
-constexpr size_t kBatchMax = 32;               // changes that are started together
+constexpr size_t kBatchMax = 16;               // changes that are started together
 constexpr uint64_t kSparseReadMin = 32 << 10;  // bytes; asking for holes costs more below
 constexpr size_t kSparseExtentsMax = 256;
 

@@ -49,12 +49,15 @@ class TestHost {
     if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) != 0) {
       throw std::runtime_error("socketpair failed");
     }
+    adopt(Fd(fds[0]), worker);
+    return TestClient(Fd(fds[1]));
+  }
+  void adopt(Fd stream, size_t worker) {
     {
       std::lock_guard lock(mutex_);
       connections_++;
     }
-    workers_[worker]->adopt(Fd(fds[0]), Fd());
-    return TestClient(Fd(fds[1]));
+    workers_[worker]->adopt(std::move(stream), Fd());
   }
   TestClient connect(size_t worker = 0, nbd::ClientConfig config = {}) {
     TestClient client = connect_raw(worker);
