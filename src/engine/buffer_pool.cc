@@ -46,7 +46,7 @@ void BufferPool::trim() {
 
 bool Budget::take_now(uint64_t bytes) {
   bytes = capped(bytes);
-  uint64_t used = used_.load(std::memory_order_relaxed);
+  uint64_t used = used_.load(std::memory_order_seq_cst);  // after waiting_, see await_suspend()
   do {
     if (used + bytes > total_) return false;
   } while (!used_.compare_exchange_weak(used, used + bytes, std::memory_order_seq_cst));
