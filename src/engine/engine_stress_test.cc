@@ -145,6 +145,54 @@ TEST_P(EngineStress, TimersAreNeitherEarlyNorLost) {
   loop->run_until_done(timers(*loop));
 }
 
+// A peer that has ended its side and takes what it is sent slowly: who waits to send to it is woken
+// each time, and not all the time.
+Task<void> send_slowly(Loop& loop, int fd, size_t bytes, size_t& waits) {
+  Watch watch(loop, fd);
+  const std::string data(bytes, 'x');
+  for (size_t sent = 0; sent < bytes;) {
+    const ssize_t n = ::send(fd, data.data() + sent, bytes - sent, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (n > 0) {
+      sent += static_cast<size_t>(n);
+    } else {
+      EXPECT_EQ(errno, EAGAIN);
+      waits++;
+      EXPECT_TRUE(co_await watch.writable());
+    }
+  }
+}
+
+Task<void> to_a_half_closed_peer(Loop& loop, bool closed_before) {
+  int pair[2];
+  EXPECT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+  const Fd server(pair[0]), client(pair[1]);
+  if (closed_before) ::shutdown(client.get(), SHUT_WR);
+  constexpr size_t kBytes = 3'000'000;
+  size_t waits = 0;
+  Scope scope(loop);
+  scope.spawn(send_slowly(loop, server.get(), kBytes, waits));
+  Timer timer(loop);
+  co_await timer.sleep(std::chrono::milliseconds(5));
+  if (!closed_before) ::shutdown(client.get(), SHUT_WR);
+  co_await timer.sleep(std::chrono::milliseconds(20));
+  EXPECT_LE(waits, 3u);  // nothing was taken, so nothing can be sent
+  std::vector<char> buffer(100'000);
+  for (size_t got = 0; got < kBytes;) {
+    const ssize_t n = ::recv(client.get(), buffer.data(), buffer.size(), MSG_DONTWAIT);
+    if (n > 0) {
+      got += static_cast<size_t>(n);
+    } else {
+      co_await timer.sleep(std::chrono::microseconds(100));
+    }
+  }
+  co_await scope.join();
+}
+
+TEST_P(EngineStress, AHalfClosedPeerThatReceivesIsSentTo) {
+  for (const bool before : {false, true})
+    loop->run_until_done(to_a_half_closed_peer(*loop, before));
+}
+
 // Descriptors come and go with their numbers used again at once: no event is for the wrong one.
 Task<void> greet(Loop& loop, int fd, int number) {
   Watch watch(loop, fd);
