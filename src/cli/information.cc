@@ -55,12 +55,19 @@ std::string indented(std::string_view text) {
   return result;
 }
 
-std::string plugin_help(const disk::PluginInfo& plugin) {
-  std::string text = fmt::format("\nPlugin: {} ({})\n", plugin.name, plugin.longname);
-  if (plugin.description != nullptr) text += indented(plugin.description);
-  if (plugin.config_help != nullptr && plugin.config_help[0] != '\0') {
-    text += fmt::format("Parameters of {}:\n{}", plugin.name, indented(plugin.config_help));
+// A plugin or a filter.
+template <typename Info>
+std::string layer_help(const char* kind, const Info& info) {
+  std::string text = fmt::format("\n{}: {} ({})\n", kind, info.name, info.longname);
+  if (info.description != nullptr) text += indented(info.description);
+  if (info.config_help != nullptr && info.config_help[0] != '\0') {
+    text += fmt::format("Parameters of {}:\n{}", info.name, indented(info.config_help));
   }
+  return text;
+}
+
+std::string plugin_help(const disk::PluginInfo& plugin) {
+  std::string text = layer_help("Plugin", plugin);
   if (plugin.magic_config_key != nullptr) {
     text += fmt::format("{0}= may be left out: '{1} VALUE' is '{1} {0}=VALUE'.\n",
                         plugin.magic_config_key, plugin.name);
@@ -68,15 +75,48 @@ std::string plugin_help(const disk::PluginInfo& plugin) {
   return text;
 }
 
+template <typename Info>
+std::string list_of(std::span<const Info> infos) {
+  std::string text;
+  for (const Info& info : infos) {
+    const std::string_view about = info.description != nullptr ? info.description : info.longname;
+    text += fmt::format("  {:<12} {}\n", info.name, about.substr(0, about.find('\n')));
+  }
+  return text;
+}
+
+template <typename Info>
+std::string names_of(std::span<const Info> infos) {
+  std::string names;
+  for (const Info& info : infos) names += fmt::format("{}{}", names.empty() ? "" : " ", info.name);
+  return names;
+}
+
+const char* thread_model_name(disk::ThreadModel model) {
+  switch (model) {
+    case disk::ThreadModel::kSerializeConnections:
+      return "serialize_connections";
+    case disk::ThreadModel::kSerializeAllRequests:
+      return "serialize_all_requests";
+    case disk::ThreadModel::kSerializeRequests:
+      return "serialize_requests";
+    case disk::ThreadModel::kParallel:
+      break;
+  }
+  return "parallel";
+}
+
 }  // namespace
 
-std::string help_text(std::span<const disk::PluginInfo> plugins, const disk::PluginInfo* plugin) {
+std::string help_text(const Inventory& inventory, const disk::PluginInfo* plugin,
+                      std::span<const disk::Layer> layers) {
   std::string text =
       "weft serves a disk to any NBD client, over many connections.\n\n"
-      "Usage: weft [OPTIONS] PLUGIN [[KEY=]VALUE [KEY=VALUE ...]]\n\n"
+      "Usage: weft [OPTIONS] [--filter=FILTER ...] PLUGIN [[KEY=]VALUE [KEY=VALUE ...]]\n\n"
       "  weft file disk.img                       a disk image, on TCP port 10809\n"
       "  weft -r -U /tmp/disk.sock file disk.img  read-only, on a Unix socket\n"
       "  weft memory 1G --run 'nbdinfo $uri'      memory, while a command runs\n"
+      "  weft --filter=cow file disk.img          a disk image that stays as it is\n"
       "  weft --explain file disk.img             what is promised for this disk, and why\n"
       "  weft --help file                         the parameters of a plugin\n\n"
       "Options, before or after the plugin:\n";
@@ -84,40 +124,39 @@ std::string help_text(std::span<const disk::PluginInfo> plugins, const disk::Plu
     if (spec.help != nullptr) text += help_line(spec);
   }
   text += "\nSIZE is in bytes or 10K, 10M, 10G...; DELAY in seconds or 100ms.\n";
+  for (const disk::Layer& layer : layers) text += layer_help("Filter", *layer.info);
   if (plugin != nullptr) return text + plugin_help(*plugin);
-  text += "\nPlugins:\n";
-  for (const disk::PluginInfo& info : plugins) {
-    const std::string_view about = info.description != nullptr ? info.description : info.longname;
-    text += fmt::format("  {:<12} {}\n", info.name, about.substr(0, about.find('\n')));
-  }
+  if (!layers.empty()) return text;
+  text += "\nPlugins:\n" + list_of(inventory.plugins);
+  text += "\nFilters:\n" + list_of(inventory.filters);
   return text + "\nThe manual page weft(1) says more.\n";
 }
 
-std::string version_text(const disk::PluginInfo* plugin) {
+std::string version_text(const disk::PluginInfo* plugin, std::span<const disk::Layer> layers) {
   std::string text = "weft " WEFT_VERSION "\n";
+  for (const disk::Layer& layer : layers) {
+    text += fmt::format("{} {}\n", layer.info->name, WEFT_VERSION);
+  }
   if (plugin != nullptr) text += fmt::format("{} {}\n", plugin->name, WEFT_VERSION);
   return text;
 }
 
-std::string dump_config_text(std::span<const disk::PluginInfo> plugins) {
+std::string dump_config_text(const Inventory& inventory) {
   const std::string version = WEFT_VERSION;
   const size_t dot = version.find('.');
   utsname system{};
   ::uname(&system);
-  std::string names;
-  for (const disk::PluginInfo& info : plugins) {
-    names += fmt::format("{}{}", names.empty() ? "" : " ", info.name);
-  }
   std::string text;
   text += fmt::format("binary={}\n", program_path());
   text += fmt::format("bindir={}\n", WEFT_BINDIR);
   text += engine_line();
   text += "exit_with_parent=yes\n";
+  text += fmt::format("filters={}\n", names_of(inventory.filters));
   text += fmt::format("host_cpu={}\n", system.machine);
   text += "host_os=linux-gnu\n";
   text += fmt::format("mandir={}\n", WEFT_MANDIR);
   text += "name=weft\n";
-  text += fmt::format("plugins={}\n", names);
+  text += fmt::format("plugins={}\n", names_of(inventory.plugins));
   text += "run_default_socket=Unix\n";
   text += "selinux=yes\n";
   text += fmt::format("sysconfdir={}\n", WEFT_SYSCONFDIR);
@@ -132,7 +171,7 @@ std::string dump_config_text(std::span<const disk::PluginInfo> plugins) {
   return text;
 }
 
-std::string dump_plugin_text(const disk::PluginInfo& plugin) {
+std::string dump_plugin_text(const disk::PluginInfo& plugin, const disk::Plugin& stack) {
   std::string text;
   // A built-in plugin lies in the program itself.
   text += fmt::format("path={}\n", program_path());
@@ -141,7 +180,7 @@ std::string dump_plugin_text(const disk::PluginInfo& plugin) {
   text += fmt::format("version={}\n", WEFT_VERSION);
   text += "builtin=yes\n";
   text += "max_thread_model=parallel\n";
-  text += "thread_model=parallel\n";
+  text += fmt::format("thread_model={}\n", thread_model_name(stack.thread_model()));
   text += "errno_is_preserved=1\n";
   if (plugin.magic_config_key != nullptr) {
     text += fmt::format("magic_config_key={}\n", plugin.magic_config_key);

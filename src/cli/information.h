@@ -7,15 +7,23 @@
 #include <string>
 
 #include "cli/options.h"
-#include "disk/disk.h"
+#include "disk/filter.h"
 
 namespace weft::cli {
 
-// `plugin`: the one named on the command line, or null.
-std::string help_text(std::span<const disk::PluginInfo> plugins, const disk::PluginInfo* plugin);
-std::string version_text(const disk::PluginInfo* plugin);
-std::string dump_config_text(std::span<const disk::PluginInfo> plugins);
-std::string dump_plugin_text(const disk::PluginInfo& plugin);
+// What the program has.
+struct Inventory {
+  std::span<const disk::PluginInfo> plugins;
+  std::span<const disk::FilterInfo> filters;
+};
+
+// `plugin`: the one named on the command line, or null; `layers`: the filters named there.
+std::string help_text(const Inventory& inventory, const disk::PluginInfo* plugin,
+                      std::span<const disk::Layer> layers);
+std::string version_text(const disk::PluginInfo* plugin, std::span<const disk::Layer> layers);
+std::string dump_config_text(const Inventory& inventory);
+// `stack`: the plugin, configured, with its filters.
+std::string dump_plugin_text(const disk::PluginInfo& plugin, const disk::Plugin& stack);
 std::string short_options_text();
 std::string long_options_text();
 

@@ -29,7 +29,7 @@
 #include "cli/process.h"
 #include "cli/run_command.h"
 #include "cli/uri.h"
-#include "disk/disk.h"
+#include "disk/filter.h"
 #include "engine/blocking_pool.h"
 #include "engine/loop.h"
 #include "net/private_socket.h"
@@ -76,6 +76,13 @@ Sockets open_sockets(const Options& options, NewSockets& made,
   return sockets;
 }
 
+disk::Surroundings surroundings(const Options& options, const disk::Plugin& plugin,
+                                engine::BlockingPool& pool) {
+  return {.pool = pool,
+          .one_connection =
+              options.single || options.server.shared == 1 || plugin.connections_max() == 1};
+}
+
 // The process that serves, after the last fork.
 class ServingProcess {
  public:
@@ -103,7 +110,7 @@ class ServingProcess {
     engine::BlockingPool pool;
     // The plugin ends before the pool, whose lanes it holds.
     const std::unique_ptr<disk::Plugin> plugin = std::move(configured);
-    plugin->start(pool);
+    plugin->start(surroundings(options_, *plugin, pool));
     server::Server server(options_.server, *plugin, engine_, pool);
     for (const net::ListeningSocket& socket : sockets) {
       log::debug("listening on {}", socket.description);
@@ -144,7 +151,7 @@ int explain(const Options& options, const disk::PluginInfo& info,
   const engine::EngineChoice engine = engine::choose_engine(options.engine);
   engine::BlockingPool pool;
   const std::unique_ptr<disk::Plugin> plugin = std::move(configured);
-  plugin->start(pool);
+  plugin->start(surroundings(options, *plugin, pool));
   print(server::explain(options.server, *plugin, info.name, options.export_name, engine, pool));
   return 0;
 }
@@ -205,10 +212,10 @@ int run(const std::vector<std::string>& arguments) {
   const pid_t started_by = ::getppid();
   require_standard_streams();
   Options options = parse_options(arguments);
-  const auto plugins = disk::plugins();
+  const Inventory inventory{disk::plugins(), disk::filters()};
   switch (options.action) {
     case Action::kDumpConfig:
-      print(dump_config_text(plugins));
+      print(dump_config_text(inventory));
       return 0;
     case Action::kShortOptions:
       print(short_options_text());
@@ -220,13 +227,14 @@ int run(const std::vector<std::string>& arguments) {
       break;
   }
   const disk::PluginInfo* info =
-      options.plugin.empty() ? nullptr : &find_plugin(plugins, options.plugin);
+      options.plugin.empty() ? nullptr : &find_plugin(inventory.plugins, options.plugin);
+  const std::vector<disk::Layer> layers = find_filters(inventory.filters, options.filters);
   if (options.action == Action::kHelp) {
-    print(help_text(plugins, info));
+    print(help_text(inventory, info, layers));
     return 0;
   }
   if (options.action == Action::kVersion) {
-    print(version_text(info));
+    print(version_text(info, layers));
     return 0;
   }
 
@@ -239,9 +247,9 @@ int run(const std::vector<std::string>& arguments) {
   ::umask(0022);
   log::configure(log_options(options, false));
   warn_of_debug_flags(options.debug_flags);
-  std::unique_ptr<disk::Plugin> plugin = make_plugin(*info, options.arguments);
+  std::unique_ptr<disk::Plugin> plugin = make_plugin(*info, layers, options.arguments);
   if (options.action == Action::kDumpPlugin) {
-    print(dump_plugin_text(*info));
+    print(dump_plugin_text(*info, *plugin));
     return 0;
   }
   if (options.server.read_only) plugin->serve_read_only();

@@ -80,9 +80,33 @@ void refuse_tls(Options&, const std::string& name, const std::string&) {
   throw ConfigError(fmt::format("{}: this build of weft has no TLS; leave the option out", name));
 }
 
-void refuse_filter(Options&, const std::string& name, const std::string& value) {
-  throw ConfigError(
-      fmt::format("{}={}: this build of weft has no filters; leave the option out", name, value));
+// FILTER[:KEY=VALUE,...]. A comma in a value is written twice.
+void add_filter(Options& options, const std::string& name, const std::string& value) {
+  const size_t colon = value.find(':');
+  FilterWord filter;
+  filter.name = value.substr(0, colon);
+  if (filter.name.empty()) {
+    throw ConfigError(fmt::format("{}={}: name a filter, as in {}=cow", name, value, name));
+  }
+  std::string parameter;
+  const auto take = [&] {
+    const size_t equals = parameter.find('=');
+    if (equals == 0 || equals == std::string::npos) {
+      throw ConfigError(fmt::format("{}={}: '{}' is no parameter: write {}={}:KEY=VALUE,KEY=VALUE",
+                                    name, value, parameter, name, filter.name));
+    }
+    filter.parameters.emplace_back(parameter.substr(0, equals), parameter.substr(equals + 1));
+    parameter.clear();
+  };
+  for (size_t i = colon; i != std::string::npos && ++i <= value.size();) {
+    if (i == value.size() || (value[i] == ',' && value.substr(i, 2) != ",,")) {
+      take();
+    } else {
+      parameter += value[i];
+      if (value[i] == ',') i++;
+    }
+  }
+  options.filters.push_back(std::move(filter));
 }
 
 void set_unix(Options& options, const std::string& name, const std::string& value) {
@@ -230,7 +254,11 @@ std::vector<OptionSpec> make_table() {
       {0, {"tls-certificates"}, "DIR", nullptr, refuse_tls},
       {0, {"tls-psk"}, "FILE", nullptr, refuse_tls},
       {0, {"tls-verify-peer"}, nullptr, nullptr, refuse_tls},
-      {0, {"filter"}, "FILTER", nullptr, refuse_filter},
+      {0,
+       {"filter"},
+       "FILTER[:KEY=VALUE,...]",
+       "a layer before the plugin; repeatable, the first is nearest to clients",
+       add_filter},
 
       // The process.
       {'f',

@@ -13,6 +13,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/log.h"
@@ -39,11 +40,19 @@ struct DebugFlag {
   int64_t value = 0;
 };
 
+// --filter=NAME:KEY=VALUE,...
+struct FilterWord {
+  std::string name;
+  std::vector<std::pair<std::string, std::string>> parameters;
+  friend bool operator==(const FilterWord&, const FilterWord&) = default;
+};
+
 struct Options {
   Action action = Action::kServe;
 
   std::string plugin;                  // its name; empty when none was given
   std::vector<std::string> arguments;  // what followed it, options taken out (see parameters.h)
+  std::vector<FilterWord> filters;     // the first is nearest to the client
 
   // What the server does with clients.
   server::Config server;

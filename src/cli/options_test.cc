@@ -237,7 +237,7 @@ TEST(Options, WrongValuesNameOptionAndValue) {
       {{"--tls=maybe"}, "maybe"},
       {{"--tls-psk=x"}, "no TLS"},
       {{"--tls-verify-peer"}, "no TLS"},
-      {{"--filter=cow"}, "no filters"},
+      {{"--filter=cow:size"}, "KEY=VALUE"},
   };
   for (auto [words, text] : cases) {
     const std::string option = words[0].substr(0, words[0].find('='));
@@ -348,7 +348,7 @@ TEST(Texts, OptionsAreListed) {
     EXPECT_THAT(list, HasSubstr(fmt::format("{}\n", name)));
   }
   EXPECT_EQ(list.find("--long-options"), std::string::npos);
-  const std::string help = help_text({}, nullptr);
+  const std::string help = help_text({}, nullptr, {});
   for (const OptionSpec& spec : option_table()) {
     if (spec.help == nullptr) continue;
     EXPECT_THAT(help, HasSubstr(fmt::format("--{}", spec.names.front())));

@@ -39,6 +39,27 @@ const disk::PluginInfo& find_plugin(std::span<const disk::PluginInfo> plugins,
                                 names));
 }
 
+std::vector<disk::Layer> find_filters(std::span<const disk::FilterInfo> filters,
+                                      std::span<const FilterWord> words) {
+  std::vector<disk::Layer> layers;
+  for (const FilterWord& word : words) {
+    const auto found =
+        std::ranges::find_if(filters, [&](const auto& info) { return word.name == info.name; });
+    if (found == filters.end()) {
+      std::string names;
+      for (const disk::FilterInfo& info : filters) {
+        names += fmt::format("{}{}", names.empty() ? "" : ", ", info.name);
+      }
+      const bool is_path = word.name.find_first_of("./") != std::string::npos;
+      throw ConfigError(fmt::format("there is no filter '{}'{}; choose among {}", word.name,
+                                    is_path ? " (this build of weft loads no filter files)" : "",
+                                    names));
+    }
+    layers.push_back({&*found, word.parameters});
+  }
+  return layers;
+}
+
 std::vector<Parameter> parse_parameters(const disk::PluginInfo& plugin,
                                         std::span<const std::string> words) {
   std::vector<Parameter> parameters;
@@ -60,8 +81,9 @@ std::vector<Parameter> parse_parameters(const disk::PluginInfo& plugin,
 }
 
 std::unique_ptr<disk::Plugin> make_plugin(const disk::PluginInfo& info,
+                                          std::span<const disk::Layer> layers,
                                           std::span<const std::string> words) {
-  std::unique_ptr<disk::Plugin> plugin = info.make();
+  std::unique_ptr<disk::Plugin> plugin = disk::make_stack(layers, info.make(), info.name);
   for (const Parameter& parameter : parse_parameters(info, words)) {
     log::debug("{}: {}={}", info.name, parameter.key, parameter.value);
     if (!parameter.bare || info.magic_config_key != nullptr) {

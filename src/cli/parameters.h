@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// From the words of a command line to a configured plugin.
+// From the words of a command line to a configured stack of filters over a plugin.
 #pragma once
 
 #include <memory>
@@ -9,13 +9,17 @@
 #include <vector>
 
 #include "cli/options.h"
-#include "disk/disk.h"
+#include "disk/filter.h"
 
 namespace weft::cli {
 
 // The plugin called `name`. Throws ConfigError with the names there are.
 const disk::PluginInfo& find_plugin(std::span<const disk::PluginInfo> plugins,
                                     const std::string& name);
+
+// The filters called so, with their own parameters. Throws ConfigError with the names there are.
+std::vector<disk::Layer> find_filters(std::span<const disk::FilterInfo> filters,
+                                      std::span<const FilterWord> words);
 
 struct Parameter {
   std::string key;
@@ -30,9 +34,10 @@ struct Parameter {
 std::vector<Parameter> parse_parameters(const disk::PluginInfo& plugin,
                                         std::span<const std::string> words);
 
-// Makes the plugin and gives it its parameters; config_complete() is left to the caller. Throws
-// ConfigError.
+// Makes the plugin with the filters over it and gives them their parameters; config_complete() is
+// left to the caller. Throws ConfigError.
 std::unique_ptr<disk::Plugin> make_plugin(const disk::PluginInfo& info,
+                                          std::span<const disk::Layer> layers,
                                           std::span<const std::string> words);
 
 // Warns of every debug flag that nothing in this program has.

@@ -80,28 +80,28 @@ TEST(Parameters, UnknownPlugin) {
 
 TEST(Parameters, ThePluginGetsThemInOrder) {
   const std::vector<std::string> words = {"size=1", "2"};
-  const auto plugin = make_plugin(kWithMagic, words);
+  const auto plugin = make_plugin(kWithMagic, {}, words);
   EXPECT_THAT(static_cast<Recorder&>(*plugin).values, ElementsAre("1", "2"));
 }
 
 TEST(Parameters, ErrorsOfThePlugin) {
   const std::vector<std::string> unknown = {"bogus=1"};
-  EXPECT_EQ(error_of([&] { make_plugin(kWithMagic, unknown); }),
+  EXPECT_EQ(error_of([&] { make_plugin(kWithMagic, {}, unknown); }),
             "recorder has no parameter 'bogus'");
   // A key that the user never wrote is traced to the word.
   const std::vector<std::string> bare = {"word"};
-  EXPECT_THAT(error_of([&] { make_plugin(kWithout, bare); }),
+  EXPECT_THAT(error_of([&] { make_plugin(kWithout, {}, bare); }),
               HasSubstr("'word' stands for script"));
 }
 
 TEST(Information, OfAPlugin) {
   const disk::PluginInfo all[] = {kWithMagic};
-  EXPECT_THAT(help_text(all, &kWithMagic),
+  EXPECT_THAT(help_text({all, {}}, &kWithMagic, {}),
               AllOf(HasSubstr("a recorder"), HasSubstr("It records."), HasSubstr("  size=SIZE\n")));
-  EXPECT_THAT(version_text(&kWithMagic), HasSubstr("\nrecorder "));
-  EXPECT_THAT(dump_plugin_text(kWithMagic),
+  EXPECT_THAT(version_text(&kWithMagic, {}), HasSubstr("\nrecorder "));
+  EXPECT_THAT(dump_plugin_text(kWithMagic, *kWithMagic.make()),
               AllOf(HasSubstr("name=recorder\n"), HasSubstr("magic_config_key=size\n")));
-  EXPECT_THAT(dump_config_text(all),
+  EXPECT_THAT(dump_config_text({all, {}}),
               AllOf(HasSubstr("name=weft\n"), HasSubstr("plugins=recorder\n"),
                     HasSubstr("run_default_socket=Unix\n"), HasSubstr("engine=")));
 }

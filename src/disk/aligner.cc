@@ -72,6 +72,7 @@ class Aligner final : public Disk {
   }
   [[nodiscard]] bool may_have_holes() const override { return next_->may_have_holes(); }
   ChangeOrder* order() override { return next_->order(); }
+  [[nodiscard]] std::string identity() const override { return next_->identity(); }
   Task<Status> close() override { return next_->close(); }
 
  private:

@@ -12,7 +12,7 @@
 #include <thread>
 
 #include "disk/change_order.h"
-#include "disk/waist.h"
+#include "disk/open_layer.h"
 #include "engine/scope.h"
 
 namespace weft::disk {
@@ -237,7 +237,7 @@ void Conformance::SetUp() {
   plugin = parameter.candidate.make(scratch.path());
   if (!plugin) GTEST_SKIP() << "not to be had on this machine";
   loop = Loop::create(parameter.engine, pool);
-  plugin->start(pool);
+  plugin->start({.pool = pool});
   disk = open(*loop);
   ASSERT_TRUE(disk);
   size = disk->capabilities().size;
@@ -261,10 +261,11 @@ void Conformance::TearDown() {
 }
 
 std::unique_ptr<Disk> Conformance::open(engine::Loop& on, bool read_only) {
-  auto opened = on.run_until_done(plugin->open({"", read_only, on}));
+  auto opened = on.run_until_done(open_layer(*plugin, GetParam().candidate.name,
+                                             {.name = "", .read_only = read_only, .loop = on}));
   EXPECT_TRUE(opened);
   if (!opened) return nullptr;
-  return make_waist(std::move(*opened), GetParam().candidate.name);
+  return std::move(*opened);
 }
 
 void Conformance::close(engine::Loop& on, std::unique_ptr<Disk>& closed) {

@@ -32,6 +32,14 @@ Task<Status> Disk::extents(Extents&, bool) {
   return unsupported("this disk does not know its extents");
 }
 
+Task<Status> Plugin::preconnect(Loop&, const Peer&, bool) {
+  return Status{};
+}
+
+Task<Result<std::string>> Plugin::default_export(Loop&, bool) {
+  return Result<std::string>(std::string());
+}
+
 Task<Result<std::vector<ExportEntry>>> Plugin::list_exports(Loop&, bool) {
   return Result<std::vector<ExportEntry>>(std::vector<ExportEntry>{{"", ""}});
 }

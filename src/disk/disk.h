@@ -23,6 +23,8 @@
 #include "base/extents.h"
 #include "base/range.h"
 #include "base/result.h"
+#include "disk/peer.h"
+#include "engine/async_mutex.h"
 #include "engine/loop.h"
 #include "engine/task.h"
 
@@ -51,13 +53,16 @@ struct Capabilities {
   bool rotational = false;
   // Points 1 and 2 of the promise hold over several connections (docs/architecture.md).
   bool multi_conn = false;
-  Support flush = Support::kNone;      // kNone or kNative
-  Support fua = Support::kNone;        // kEmulate: the change, then flush()
-  Support trim = Support::kNone;       // kNone or kNative
-  Support zero = Support::kNone;       // kEmulate: by write()
-  Support fast_zero = Support::kNone;  // kNative: zero() obeys ZeroFlags::fast
-  Support cache = Support::kNone;      // kEmulate: by read()
-  Support extents = Support::kNone;    // kNone: all is reported as data
+  bool multi_conn_ordered = false;            // the operator has said so, whatever holds
+  const char* multi_conn_layer = "the disk";  // what decided it, and why: static strings
+  const char* multi_conn_reason = nullptr;    // null: as the plugin says
+  Support flush = Support::kNone;             // kNone or kNative
+  Support fua = Support::kNone;               // kEmulate: the change, then flush()
+  Support trim = Support::kNone;              // kNone or kNative
+  Support zero = Support::kNone;              // kEmulate: by write()
+  Support fast_zero = Support::kNone;         // kNative: zero() obeys ZeroFlags::fast
+  Support cache = Support::kNone;             // kEmulate: by read()
+  Support extents = Support::kNone;           // kNone: all is reported as data
   BlockSize block_size;
 };
 
@@ -127,9 +132,14 @@ class Disk {
   // Describes at least the first byte of `into`'s window. `one`: a single extent is enough.
   virtual Task<Status> extents(Extents& into, bool one);
 
-  // The order of overlapping changes of the disk at the bottom, shared by all that leads to it
-  // (change_order.h). Null: the disk has none (it is never written).
+  // The order of overlapping changes of the disk, shared by all that leads to it (change_order.h),
+  // in the offsets of this layer. Null: the disk has none (it is never written).
   [[nodiscard]] virtual ChangeOrder* order() { return nullptr; }
+
+  // Names the disk at the bottom among those of its plugin: with equal identities two connections
+  // have one disk, with different ones they share nothing. Empty: the plugin does not know, and
+  // the export's name is all there is to go by.
+  [[nodiscard]] virtual std::string identity() const { return {}; }
 
   // The last call. Nothing is in progress.
   virtual Task<Status> close() { return Status{}; }
@@ -144,9 +154,25 @@ struct ExportEntry {
 };
 
 struct OpenRequest {
-  std::string name;  // the export's name; "" is the default export, as the plugin resolves it
+  std::string name;  // the export's name, as default_export() resolved it
   bool read_only = false;
-  Loop& loop;  // the connection's; outlives the disk
+  Loop& loop;                  // the connection's; outlives the disk
+  const Peer* peer = nullptr;  // outlives the disk. Null: opened by a layer for its own use
+};
+
+// How many calls of a layer may run at once. Each allows more than the one before.
+enum class ThreadModel : uint8_t {
+  kSerializeConnections,  // one connection at a time, from its open() to its close()
+  kSerializeAllRequests,  // one call at a time
+  kSerializeRequests,     // one call of a connection at a time
+  kParallel,
+};
+
+// What a layer is started into.
+struct Surroundings {
+  engine::BlockingPool& pool;
+  // The server, or some layer, admits one client at a time: there is nobody to share with.
+  bool one_connection = false;
 };
 
 // One line of `--explain`: which part decided what, and why.
@@ -168,15 +194,32 @@ class Plugin {
   virtual void serve_read_only() {}
   virtual void config_complete() {}
   // After forking and changing user, before the first connection; opens what must be opened once.
-  virtual void start(engine::BlockingPool& pool) { (void)pool; }
+  virtual void start(const Surroundings& surroundings) { (void)surroundings; }
 
-  // ENOENT in the result of open() means: no such export.
+  // What this layer itself demands, and what holds for it and all below. Fixed from
+  // config_complete() on. open_layer() (open_layer.h) sees to it.
+  [[nodiscard]] virtual ThreadModel own_thread_model() const { return ThreadModel::kParallel; }
+  [[nodiscard]] virtual ThreadModel thread_model() const { return own_thread_model(); }
+  // How many clients may have a disk open at once, here and below. 0: any number.
+  [[nodiscard]] virtual uint32_t connections_max() const {
+    return thread_model() == ThreadModel::kSerializeConnections ? 1 : 0;
+  }
+
+  // A client has connected and nothing was said yet. A failure closes the connection.
+  virtual Task<Status> preconnect(Loop& loop, const Peer& peer, bool read_only);
+  // The name that a client means that gives none.
+  virtual Task<Result<std::string>> default_export(Loop& loop, bool read_only);
+  // Opens the disk of a connection. ENOENT: there is no such export. Called by open_layer().
   virtual Task<Result<std::unique_ptr<Disk>>> open(OpenRequest request) = 0;
   virtual Task<Result<std::vector<ExportEntry>>> list_exports(Loop& loop, bool read_only);
   // Makes everything acknowledged durable, at the end of the program: all disks are closed.
   virtual Task<Status> finish(Loop& loop);
   // What a person should know of why the promise holds here (or not).
   [[nodiscard]] virtual std::vector<Explanation> explain() const { return {}; }
+
+ private:
+  friend class Serializer;
+  engine::AsyncMutex serial_;  // for thread models that serialise more than one connection
 };
 
 // A plugin as the registry knows it.

@@ -90,6 +90,8 @@ class SparseDisk final : public Disk {
   Task<Status> flush() override;
   Task<Status> extents(Extents& into, bool one) override;
   ChangeOrder* order() override { return &order_; }
+  // The plugins that keep their data in memory have one disk, whatever name leads to it.
+  [[nodiscard]] std::string identity() const override { return "memory"; }
 
  private:
   SparseStore& store_;

@@ -127,8 +127,11 @@ class Waist final : public Disk {
     return described(task.take(), into);
   }
 
-  [[nodiscard]] bool may_have_holes() const override { return next_->may_have_holes(); }
+  [[nodiscard]] bool may_have_holes() const override {
+    return capabilities_.extents != Support::kNone && next_->may_have_holes();
+  }
   ChangeOrder* order() override { return next_->order(); }
+  [[nodiscard]] std::string identity() const override { return next_->identity(); }
   Task<Status> close() override {
     if (traced_) log::debug("{}: close", name_);
     return next_->close();

@@ -43,6 +43,8 @@ class Stream {
 
   // Who is there, for log lines: "127.0.0.1:40122", "unix pid 4711 uid 0".
   [[nodiscard]] std::string peer() const;
+  // What is received from, for questions about the socket.
+  [[nodiscard]] int fd() const { return in_.get(); }
 
  private:
   [[nodiscard]] int out_fd() const { return out_ ? out_.get() : in_.get(); }

@@ -2,6 +2,7 @@
 #include "server/connection.h"
 
 #include <fmt/format.h>
+#include <sys/socket.h>
 
 #include <cerrno>
 #include <cstring>
@@ -14,6 +15,23 @@ namespace {
 
 constexpr size_t kHandshakeBuffer = 4096;
 
+disk::Peer make_peer(const net::Stream& stream) {
+  disk::Peer peer;
+  peer.name = stream.peer();
+  socklen_t length = sizeof peer.address;
+  if (::getpeername(stream.fd(), reinterpret_cast<sockaddr*>(&peer.address), &length) == 0) {
+    peer.address_length = length;
+  }
+  if (peer.address.ss_family == AF_UNIX) {
+    ucred credentials{};
+    socklen_t size = sizeof credentials;
+    if (::getsockopt(stream.fd(), SOL_SOCKET, SO_PEERCRED, &credentials, &size) == 0) {
+      peer.credentials = credentials;
+    }
+  }
+  return peer;
+}
+
 }  // namespace
 
 Connection::Connection(Shared& shared, LoopResources& resources, Fd in, Fd out)
@@ -22,18 +40,23 @@ Connection::Connection(Shared& shared, LoopResources& resources, Fd in, Fd out)
       loop_(resources.loop),
       stream_(resources.loop, std::move(in), std::move(out)),
       handshake_timer_(resources.loop),
-      peer_(stream_.peer()) {
+      peer_(make_peer(stream_)) {
   stream_.tune(shared.config.keepalive);
 }
 
 Connection::~Connection() = default;
 
 engine::Task<void> Connection::run() {
-  log::debug("{}: connected", peer_);
+  log::debug("{}: connected", peer_.name);
   engine::Scope scope(loop_);
   if (shared_.config.handshake_timeout.count() > 0) scope.spawn(close_when_late());
   std::optional<std::vector<std::byte>> received;
-  if (shared_.config.oldstyle) {
+  const Status admitted =
+      co_await shared_.plugin.preconnect(loop_, peer_, shared_.config.read_only);
+  if (!admitted) {
+    const Error& error = admitted.error();
+    reason_ = fmt::format("refused: {}", error.text ? error.text : errno_text(error.code));
+  } else if (shared_.config.oldstyle) {
     if (co_await negotiate_oldstyle()) received.emplace();
   } else {
     received = co_await negotiate();
@@ -49,7 +72,7 @@ engine::Task<void> Connection::run() {
         .mode = established_->mode,
         .allocation_context_selected = established_->allocation_context,
         .block_min = opened.info.block_sizes.min};
-    log::debug("{}: serves export \"{}\", {} replies", peer_, opened.name,
+    log::debug("{}: serves export \"{}\", {} replies", peer_.name, opened.name,
                nbd::header_mode_name(rules.mode));
     transmission_ = std::make_unique<Transmission>(resources_, stream_, *opened.disk, rules,
                                                    shared_.budget, shared_.config.requests_max);
@@ -61,13 +84,13 @@ engine::Task<void> Connection::run() {
     reason_ = transmission_->reason();
   }
   if (!reason_.empty()) {
-    log::warning("{}: export \"{}\": connection closed: {}", peer_,
+    log::warning("{}: export \"{}\": connection closed: {}", peer_.name,
                  export_ ? export_->name : std::string("?"), reason_);
   }
   stream_.cancel();
   transmission_.reset();
   co_await close_export();
-  log::debug("{}: disconnected", peer_);
+  log::debug("{}: disconnected", peer_.name);
 }
 
 void Connection::drain() {
@@ -94,7 +117,9 @@ void Connection::check_progress(engine::Clock::time_point now) {
 // ---- Negotiation ------------------------------------------------------------------------------
 
 engine::Task<void> Connection::close_when_late() {
-  if (!co_await handshake_timer_.sleep(shared_.config.handshake_timeout)) co_return;
+  do {
+    if (!co_await handshake_timer_.sleep(shared_.config.handshake_timeout)) co_return;
+  } while (opening_);
   reason_ = fmt::format("the negotiation was not finished within {} ms",
                         shared_.config.handshake_timeout.count());
   stream_.cancel();
@@ -114,8 +139,7 @@ engine::Task<bool> Connection::send_all(ByteSpan bytes) {
 }
 
 engine::Task<bool> Connection::negotiate_oldstyle() {
-  Result<OpenExport> opened =
-      co_await open_export(shared_.config, shared_.plugin, std::string(), loop_);
+  Result<OpenExport> opened = co_await open(std::string());
   if (!opened) {
     reason_ = "the export cannot be opened: " + errno_text(opened.error().code);
     co_return false;
@@ -142,7 +166,7 @@ engine::Task<std::optional<std::vector<std::byte>>> Connection::negotiate() {
       const ssize_t n = stream_.receive({buffer.data(), kHandshakeBuffer});
       if (n == -EAGAIN) break;
       if (n <= 0) {
-        log::debug("{}: left while {}", peer_, handshake.state_name());
+        log::debug("{}: left while {}", peer_.name, handshake.state_name());
         co_return std::nullopt;
       }
       ByteSpan input(buffer.data(), static_cast<size_t>(n));
@@ -194,7 +218,7 @@ engine::Task<bool> Connection::answer_export(nbd::ServerHandshake& handshake,
   const std::string name = want.name;
   if (!export_ || export_->name != name) {
     co_await close_export();
-    Result<OpenExport> opened = co_await open_export(shared_.config, shared_.plugin, name, loop_);
+    Result<OpenExport> opened = co_await open(name);
     if (!opened) {
       const Error& error = opened.error();
       if (error.code == ENOENT) {
@@ -202,7 +226,7 @@ engine::Task<bool> Connection::answer_export(nbd::ServerHandshake& handshake,
                                 fmt::format("there is no export named \"{}\"", name));
       } else {
         const std::string why = error.text ? error.text : errno_text(error.code);
-        log::error("{}: export \"{}\" cannot be opened: {}", peer_, name, why);
+        log::error("{}: export \"{}\" cannot be opened: {}", peer_.name, name, why);
         handshake.refuse_export(
             error.code == EPERM || error.code == EACCES ? nbd::kRepErrPolicy : nbd::kRepErrPlatform,
             why);
@@ -215,11 +239,19 @@ engine::Task<bool> Connection::answer_export(nbd::ServerHandshake& handshake,
   co_return true;
 }
 
+engine::Task<Result<OpenExport>> Connection::open(const std::string& name) {
+  opening_ = true;
+  Result<OpenExport> opened =
+      co_await open_export(shared_.config, shared_.plugin, name, &peer_, loop_);
+  opening_ = false;
+  co_return opened;
+}
+
 engine::Task<void> Connection::close_export() {
   if (!export_) co_return;
   const Status closed = co_await export_->disk->close();
   if (!closed) {
-    log::error("{}: export \"{}\": closing it failed: {}", peer_, export_->name,
+    log::error("{}: export \"{}\": closing it failed: {}", peer_.name, export_->name,
                errno_text(closed.error().code));
   }
   export_.reset();

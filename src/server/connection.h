@@ -53,18 +53,20 @@ class Connection {
   engine::Task<bool> send_all(ByteSpan bytes);
   engine::Task<void> close_when_late();
   engine::Task<void> close_export();
+  engine::Task<Result<OpenExport>> open(const std::string& name);
 
   Shared& shared_;
   LoopResources& resources_;
   engine::Loop& loop_;
   net::Stream stream_;
   engine::Timer handshake_timer_;
-  const std::string peer_;
+  const disk::Peer peer_;
   std::optional<OpenExport> export_;  // open since the client named it
   std::optional<nbd::Established> established_;
   std::unique_ptr<Transmission> transmission_;
   std::string reason_;  // why the negotiation ended, for the log
   bool draining_ = false;
+  bool opening_ = false;  // the disk is being opened: the client is not late meanwhile
 };
 
 }  // namespace weft::server

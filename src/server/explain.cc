@@ -29,7 +29,8 @@ std::string explain(const Config& config, disk::Plugin& plugin, const std::strin
                     const std::string& export_name, const engine::EngineChoice& engine,
                     engine::BlockingPool& pool) {
   const std::unique_ptr<engine::Loop> loop = engine::Loop::create(engine.kind, pool);
-  Result<OpenExport> opened = loop->run_until_done(open_export(config, plugin, export_name, *loop));
+  Result<OpenExport> opened =
+      loop->run_until_done(open_export(config, plugin, export_name, nullptr, *loop));
   if (!opened) {
     const Error& error = opened.error();
     throw ConfigError(fmt::format(
@@ -40,7 +41,7 @@ std::string explain(const Config& config, disk::Plugin& plugin, const std::strin
                              : errno_text(error.code)));
   }
   const disk::Capabilities can = opened->disk->capabilities();
-  const MultiConn multi = multi_conn(config, can);
+  const MultiConn multi = multi_conn(config, plugin, can);
   const bool writable = can.writable && !config.read_only;
 
   std::string text;

@@ -18,20 +18,27 @@ struct OpenExport {
   nbd::ExportInfo info;
 };
 
-// Opens the export for a connection on `loop`. ENOENT: there is no such export.
+// Opens the export for a connection on `loop`. ENOENT: there is no such export. `peer` outlives it.
 engine::Task<Result<OpenExport>> open_export(const Config& config, disk::Plugin& plugin,
-                                             std::string name, engine::Loop& loop);
+                                             std::string name, const disk::Peer* peer,
+                                             engine::Loop& loop);
+
+// Whether the server or a layer admits one client at a time.
+bool one_connection(const Config& config, const disk::Plugin& plugin);
 
 // Whether NBD_FLAG_CAN_MULTI_CONN is advertised, and why: exactly when several connections may
-// exist at once and points 1 and 2 of the promise hold for the disk.
+// exist at once and points 1 and 2 of the promise hold for the disk, or the operator has ordered
+// it.
 struct MultiConn {
   bool advertised;
-  const char* decided_by;  // "the limit on connections", "the disk"
+  const char* decided_by;  // "the limit on connections", "the disk", a filter
   const char* why;
 };
-MultiConn multi_conn(const Config& config, const disk::Capabilities& capabilities);
+MultiConn multi_conn(const Config& config, const disk::Plugin& plugin,
+                     const disk::Capabilities& capabilities);
 
 // NBD transmission flags ("Transmission flags"), without those that the handshake adds.
-uint16_t transmission_flags(const Config& config, const disk::Capabilities& capabilities);
+uint16_t transmission_flags(const Config& config, const disk::Plugin& plugin,
+                            const disk::Capabilities& capabilities);
 
 }  // namespace weft::server

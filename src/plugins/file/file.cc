@@ -113,8 +113,8 @@ class FilePlugin final : public disk::Plugin {
     images_->keep(*image_);
   }
 
-  void start(engine::BlockingPool& pool) override {
-    if (image_) images_->attach(*image_, pool);
+  void start(const disk::Surroundings& surroundings) override {
+    if (image_) images_->attach(*image_, surroundings.pool);
   }
 
   Task<Result<std::unique_ptr<disk::Disk>>> open(disk::OpenRequest request) override {

@@ -83,7 +83,7 @@ class FileDisk : public Disk {
   Task<Status> zero(Range range, ZeroFlags flags) override {
     Status done = co_await image_->lane->run(
         loop_, BlockingReason::kAllocate, BlockingKind::kParallel,
-        [this, range, flags] { return zero_range(fd_, image_->space, range, flags); });
+        [this, range, flags] { return disk::zero_range(fd_, image_->space, range, flags); });
     image_->sync->changed();
     if (flags.may_trim) image_->may_be_sparse = true;
     if (done && flags.fua) done = co_await image_->sync->flush(loop_);
@@ -91,9 +91,9 @@ class FileDisk : public Disk {
   }
 
   Task<Status> trim(Range range, bool fua) override {
-    Status done =
-        co_await image_->lane->run(loop_, BlockingReason::kAllocate, BlockingKind::kParallel,
-                                   [this, range] { return trim_range(fd_, image_->space, range); });
+    Status done = co_await image_->lane->run(
+        loop_, BlockingReason::kAllocate, BlockingKind::kParallel,
+        [this, range] { return disk::trim_range(fd_, image_->space, range); });
     image_->sync->changed();
     image_->may_be_sparse = true;
     if (done && fua) done = co_await image_->sync->flush(loop_);
@@ -117,13 +117,14 @@ class FileDisk : public Disk {
   Task<Status> extents(Extents& into, bool one) override {
     co_return co_await image_->lane->run(
         loop_, BlockingReason::kExtents, BlockingKind::kParallel,
-        [this, &into, one] { return find_extents(fd_, into, one); });
+        [this, &into, one] { return disk::find_extents(fd_, into, one); });
   }
 
   [[nodiscard]] bool may_have_holes() const override {
     return image_->knows_extents && image_->may_be_sparse.load(std::memory_order_relaxed);
   }
   disk::ChangeOrder* order() override { return image_->order.get(); }
+  [[nodiscard]] std::string identity() const override { return image_->identity; }
 
   // The last disk makes all durable: if that fails, it is known while somebody may ask.
   Task<Status> close() override {
@@ -149,7 +150,7 @@ class FileDisk : public Disk {
     if (loop_.kind() != engine::EngineKind::kUring) {
       co_return co_await image_->lane->run(
           loop_, BlockingReason::kColdRead, BlockingKind::kParallel,
-          [this, offset, into] { return read_fully(fd_, into, offset); });
+          [this, offset, into] { return disk::read_fully(fd_, into, offset); });
     }
     while (!into.empty()) {
       const int count = co_await loop_.read_file(fd_, into, offset);
@@ -167,7 +168,7 @@ class FileDisk : public Disk {
     const Status done = co_await image_->lane->run(
         loop_, BlockingReason::kWrite,
         from.size() <= kShortWriteMax ? BlockingKind::kShort : BlockingKind::kParallel,
-        [this, offset, from] { return write_fully(fd_, from, offset); });
+        [this, offset, from] { return disk::write_fully(fd_, from, offset); });
     image_->sync->changed();
     co_return done;
   }
@@ -176,7 +177,7 @@ class FileDisk : public Disk {
     if (Status failed = image_->sync->status(); !failed) co_return failed;
     const Status done = co_await image_->lane->run(
         loop_, BlockingReason::kSync, BlockingKind::kParallel,
-        [this, offset, from] { return write_fully(fd_, from, offset, RWF_DSYNC); });
+        [this, offset, from] { return disk::write_fully(fd_, from, offset, RWF_DSYNC); });
     if (done) co_return image_->sync->status();
     const Error error = done.error();
     if (is_about_space(error.code)) {

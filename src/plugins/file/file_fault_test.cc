@@ -33,7 +33,7 @@ class FileFaultTest : public testing::Test {
 
   std::unique_ptr<Plugin> start(const Parameters& parameters) {
     auto plugin = make_plugin("file", parameters);
-    plugin->start(pool);
+    plugin->start({.pool = pool});
     return plugin;
   }
   std::unique_ptr<Disk> open(Plugin& plugin, const std::string& name = "") {

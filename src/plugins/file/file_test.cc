@@ -44,7 +44,7 @@ class FileTest : public testing::Test {
  protected:
   std::unique_ptr<Plugin> start(const Parameters& parameters) {
     auto plugin = make_plugin("file", parameters);
-    plugin->start(pool);
+    plugin->start({.pool = pool});
     return plugin;
   }
   Result<std::unique_ptr<Disk>> open(Plugin& plugin, const std::string& name,

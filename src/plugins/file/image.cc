@@ -154,6 +154,7 @@ std::expected<Images::Opened, ImageError> Images::acquire(const ImagePlace& plac
   } else {
     image = std::make_shared<Image>();
     image->name = place.shown;
+    image->identity = fmt::format("{}:{}:{}", key.block_device ? 'b' : 'f', key.device, key.inode);
     examine(*image, (files->direct ? files->direct : files->buffered).get(), status);
   }
   const bool present = read_only ? image->reader || image->writer : bool(image->writer);
@@ -199,7 +200,7 @@ Images::Opened Images::acquire_again(const std::shared_ptr<Image>& image, bool r
 void Images::attach(Image& image, engine::BlockingPool& pool) {
   image.lane = std::make_unique<engine::Lane>(pool);
   image.sync = std::make_unique<disk::SyncGroup>(
-      image.name, [&image] { return sync_data(image.sync_fd); }, *image.lane, true);
+      image.name, [&image] { return disk::sync_data(image.sync_fd); }, *image.lane, true);
 }
 
 void Images::keep(Image& image) {

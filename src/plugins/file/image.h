@@ -19,9 +19,9 @@
 
 #include "base/fd.h"
 #include "disk/change_order.h"
+#include "disk/file_calls.h"
 #include "disk/sync_group.h"
 #include "engine/blocking_pool.h"
-#include "plugins/file/file_calls.h"
 
 namespace weft::plugins {
 
@@ -34,7 +34,8 @@ struct ImageOptions {
 
 // Constant after it was opened, but for what says otherwise.
 struct Image {
-  std::string name;  // of the file, for messages
+  std::string name;      // of the file, for messages
+  std::string identity;  // of the inode (Disk::identity)
   bool block_device = false;
   bool rotational = false;
   bool knows_extents = false;
@@ -57,7 +58,7 @@ struct Image {
 
   // Thread-safe.
   std::unique_ptr<disk::ChangeOrder> order;
-  SpaceCalls space;
+  disk::SpaceCalls space;
   std::atomic<bool> nowait{true};  // preadv2(2) with RWF_NOWAIT is not known to be refused
   std::atomic<bool> may_be_sparse{false};
   std::atomic<bool> synced_at_open{false};

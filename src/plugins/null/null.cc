@@ -33,6 +33,7 @@ class NullDisk final : public disk::Disk {
     std::memset(into.data(), 0, into.size());
     return Status{};
   }
+  [[nodiscard]] std::string identity() const override { return "null"; }
   bool lend(Range range, disk::Lease& lease) override {
     lease.pieces.push_back({nullptr, range.length});
     return true;

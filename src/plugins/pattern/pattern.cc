@@ -49,6 +49,7 @@ class PatternDisk final : public disk::Disk {
   }
   Task<Status> cache(Range) override { return Status{}; }
   Task<Status> flush() override { return Status{}; }
+  [[nodiscard]] std::string identity() const override { return "pattern"; }
 };
 
 class PatternPlugin final : public disk::Plugin {

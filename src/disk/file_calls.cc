@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-#include "plugins/file/file_calls.h"
+#include "disk/file_calls.h"
 
 #include <fcntl.h>
 #include <linux/fs.h>
@@ -11,7 +11,7 @@
 #include <algorithm>
 #include <cerrno>
 
-namespace weft::plugins {
+namespace weft::disk {
 namespace {
 
 constexpr uint64_t kZeroPieceSize = 1 << 20;  // bytes
@@ -66,7 +66,7 @@ Status write_zeroes(int fd, Range range) {
   return {};
 }
 
-Status zero_in_file(int fd, SpaceCalls& calls, Range range, disk::ZeroFlags flags) {
+Status zero_in_file(int fd, SpaceCalls& calls, Range range, ZeroFlags flags) {
   Status status;
   constexpr int kPunch = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
   if (flags.may_trim && attempt(fd, calls.punch, kPunch, range, status) == Outcome::kDone) {
@@ -109,7 +109,7 @@ Status write_back(int fd, Range range) {
   return {};
 }
 
-Status zero_in_device(int fd, SpaceCalls& calls, Range range, disk::ZeroFlags flags) {
+Status zero_in_device(int fd, SpaceCalls& calls, Range range, ZeroFlags flags) {
   const Range middle = whole_units(calls, range);
   if (middle.empty()) {
     if (flags.fast) return fail(ENOTSUP, "a part of a page is zeroed by writing");
@@ -177,7 +177,7 @@ Status sync_data(int fd) {
   return {};
 }
 
-Status zero_range(int fd, SpaceCalls& calls, Range range, disk::ZeroFlags flags) {
+Status zero_range(int fd, SpaceCalls& calls, Range range, ZeroFlags flags) {
   return calls.block_device ? zero_in_device(fd, calls, range, flags)
                             : zero_in_file(fd, calls, range, flags);
 }
@@ -236,4 +236,4 @@ Status find_extents(int fd, Extents& into, bool one) {
   return {};
 }
 
-}  // namespace weft::plugins
+}  // namespace weft::disk

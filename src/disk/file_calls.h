@@ -12,7 +12,7 @@
 #include "base/result.h"
 #include "disk/disk.h"
 
-namespace weft::plugins {
+namespace weft::disk {
 
 // EIO where the file ends early: somebody has made it shorter.
 Status read_fully(int fd, MutableByteSpan into, uint64_t offset);
@@ -35,7 +35,7 @@ struct SpaceCalls {
 // Zeroes a range as ZeroFlags say; `fua` is the caller's affair. Falls back from one way to the
 // next and at last to writing. ENOTSUP when `fast` and only writing is left: nothing was changed
 // then.
-Status zero_range(int fd, SpaceCalls& calls, Range range, disk::ZeroFlags flags);
+Status zero_range(int fd, SpaceCalls& calls, Range range, ZeroFlags flags);
 
 // Gives the range's space back, where that can be done: it is no failure if not.
 Status trim_range(int fd, SpaceCalls& calls, Range range);
@@ -43,4 +43,4 @@ Status trim_range(int fd, SpaceCalls& calls, Range range);
 // Describes the window by SEEK_DATA and SEEK_HOLE: a bounded number of extents.
 Status find_extents(int fd, Extents& into, bool one);
 
-}  // namespace weft::plugins
+}  // namespace weft::disk

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// Peer: who is at the other end of a connection.
+#pragma once
+
+#include <sys/socket.h>
+#include <sys/types.h>
+
+#include <optional>
+#include <string>
+
+namespace weft::disk {
+
+struct Peer {
+  std::string name;            // for log lines: "127.0.0.1:40122", "unix pid 4711 uid 0"
+  sockaddr_storage address{};  // ss_family AF_UNSPEC: no socket (-s on pipes)
+  socklen_t address_length = 0;
+  std::optional<ucred> credentials;  // of the process at the other end of a Unix socket
+};
+
+}  // namespace weft::disk
