@@ -24,11 +24,16 @@ Candidate over_memory(std::string label, std::string name, filters::Parameters p
           }};
 }
 
-INSTANTIATE_TEST_SUITE_P(Filters, Conformance,
-                         each_engine({
-                             over_memory("Nofilter", "nofilter"),
-                         }),
-                         conformance_name);
+INSTANTIATE_TEST_SUITE_P(
+    Filters, Conformance,
+    each_engine({
+        over_memory("MultiConn", "multi-conn"),
+        over_memory("MultiConnEmulate", "multi-conn", {{"multi-conn-mode", "emulate"}}),
+        over_memory("MultiConnUntracked", "multi-conn",
+                    {{"multi-conn-mode", "emulate"}, {"multi-conn-track-dirty", "off"}}),
+        over_memory("Nofilter", "nofilter"),
+    }),
+    conformance_name);
 
 }  // namespace
 }  // namespace weft::disk

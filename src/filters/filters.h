@@ -7,6 +7,7 @@
 
 namespace weft::filters {
 
-extern const disk::FilterInfo nofilter_filter;  // nofilter/nofilter.cc
+extern const disk::FilterInfo multi_conn_filter;  // multi-conn/multi_conn.cc
+extern const disk::FilterInfo nofilter_filter;    // nofilter/nofilter.cc
 
 }  // namespace weft::filters

@@ -7,6 +7,7 @@ namespace weft::disk {
 
 std::span<const FilterInfo> filters() {
   static const std::array table = {
+      filters::multi_conn_filter,
       filters::nofilter_filter,
   };
   return table;
