@@ -8,11 +8,11 @@
 
 namespace weft::disk {
 
-Task<Result<std::unique_ptr<Disk>>> open_layer(Plugin& layer, const std::string& name,
+Task<Result<std::unique_ptr<Disk>>> open_layer(Plugin& layer, std::string name,
                                                OpenRequest request) {
   Result<std::unique_ptr<Disk>> disk = co_await Serializer::open(layer, std::move(request));
   if (!disk) co_return disk;
-  co_return make_waist(std::move(*disk), name);
+  co_return make_waist(std::move(*disk), std::move(name));
 }
 
 }  // namespace weft::disk

@@ -11,7 +11,7 @@ namespace weft::disk {
 
 // The disk that `layer` opens, its calls serialised as the layer's own thread model demands,
 // behind a waist. `name`: the layer's, for the log.
-Task<Result<std::unique_ptr<Disk>>> open_layer(Plugin& layer, const std::string& name,
+Task<Result<std::unique_ptr<Disk>>> open_layer(Plugin& layer, std::string name,
                                                OpenRequest request);
 
 }  // namespace weft::disk

@@ -15,6 +15,8 @@ namespace {
 // A round waits no longer than this for those that the last one served.
 constexpr std::chrono::milliseconds kGatherMax{50};
 
+constexpr size_t kPublicationsMax = 64;
+
 constexpr const char* kFailedText =
     "an earlier flush of this disk failed: what was written may be lost";
 
@@ -41,6 +43,7 @@ void Member::begin(Operation& operation) {
   operation.next = nullptr;
   (last_ ? last_->next : first_) = &operation;
   last_ = &operation;
+  if (!active()) seen_.store(group_.publication_.load());  // it remembers nothing
   // Before the disk is called: a flush elsewhere that does not see it is followed by it.
   in_flight_.fetch_add(1);
   activity_.fetch_add(1);
@@ -73,8 +76,14 @@ Task<Status> Member::settle() {
 
 bool Member::needs_round(Range range) const {
   const std::lock_guard lock(group_.mutex_);
-  return std::ranges::any_of(group_.members_, [&](const Member* other) {
+  const auto changed_here = [&](const Member* other) {
     return other != this && (other->dirty_.overlaps(range) || other->published_.overlaps(range));
+  };
+  if (std::ranges::any_of(group_.members_, changed_here)) return true;
+  if (!active()) return false;
+  return std::ranges::any_of(group_.publications_, [&](const Group::Publication& publication) {
+    return publication.number > seen_ && publication.by != this &&
+           publication.ranges.overlaps(range);
   });
 }
 
@@ -90,6 +99,8 @@ Task<Status> Member::flush_own(Step step) {
   const engine::AsyncMutex::Guard guard = co_await flushing_.lock(loop_);
   // What is still in progress now may bring back what was read before this flush.
   if (step == Step::kAgain && first_) suspect_before_ = operations_ + 1;
+  const bool idle = !first_;
+  const uint64_t seen = group_.publication_.load();
   activity_at_flush_.store(activity_.load());
   {
     const std::lock_guard lock(group_.mutex_);
@@ -98,8 +109,13 @@ Task<Status> Member::flush_own(Step step) {
   }
   const Status flushed = co_await next_.flush();
   if (!flushed) group_.mark_failed(flushed.error());
+  if (flushed && idle) seen_.store(seen);
   const std::lock_guard lock(group_.mutex_);
-  if (!flushed) dirty_.add(published_);
+  if (!flushed) {
+    dirty_.add(published_);
+  } else if (!published_.empty()) {
+    group_.published(*this, std::move(published_));
+  }
   published_.clear();
   co_return flushed;
 }
@@ -254,12 +270,10 @@ Task<Status> Group::run_steps(Loop& loop) {
   rounds_.fetch_add(1, std::memory_order_relaxed);
   const uint64_t changes = changes_.load();
   std::vector<Member*> chosen;
-  bool publishes = false;
   {
     const std::lock_guard lock(mutex_);
     for (Member* member : members_) {
       const bool dirty = !member->dirty_.empty() || !member->published_.empty();
-      publishes |= dirty;
       if (tracking_ == Tracking::kConnection && !dirty && !member->active()) continue;
       member->rounds_++;
       chosen.push_back(member);
@@ -268,7 +282,7 @@ Task<Status> Group::run_steps(Loop& loop) {
   Status result = co_await flush_members(loop, chosen, Member::Step::kFirst);
 
   chosen.clear();
-  if (publishes) {
+  {
     const std::lock_guard lock(mutex_);
     for (Member* member : members_) {
       if (!member->active()) continue;
@@ -278,6 +292,7 @@ Task<Status> Group::run_steps(Loop& loop) {
   }
   const Status again = co_await flush_members(loop, chosen, Member::Step::kAgain);
   if (result) result = again;
+  forget_publications();
   if (result) flushed_.store(changes);
   co_return result;
 }
@@ -297,6 +312,25 @@ Task<Status> Group::flush_members(Loop& loop, const std::vector<Member*>& member
   for (Member* member : members) scope.spawn(flush_one(*this, loop, *member, step, result));
   co_await scope.join();
   co_return result;
+}
+
+void Group::published(const Member& member, DirtyRanges ranges) {
+  publications_.push_back({publication_.load() + 1, &member, std::move(ranges)});
+  publication_.store(publications_.back().number);
+  if (publications_.size() <= kPublicationsMax) return;
+  Publication& second = publications_[1];
+  second.ranges.add(publications_[0].ranges);
+  if (second.by != publications_[0].by) second.by = nullptr;
+  publications_.pop_front();
+}
+
+void Group::forget_publications() {
+  const std::lock_guard lock(mutex_);
+  uint64_t seen = publication_.load();
+  for (const Member* member : members_) {
+    if (member->active()) seen = std::min(seen, member->seen_.load());
+  }
+  while (!publications_.empty() && publications_.front().number <= seen) publications_.pop_front();
 }
 
 void Group::release(Member& member) {

@@ -24,7 +24,9 @@
 //
 // Order: what two connections have changed is published by whichever flushes last. So a change that
 // overlaps, in whole blocks, what another connection has changed and not flushed runs a round
-// first. Overlapping changes never run at once (order()).
+// first; and so does one that overlaps what another has published since this connection began to
+// remember things, for it might put its few bytes into an old copy of the block, and later publish
+// that. Overlapping changes never run at once (order()).
 //
 // No lock is held across I/O. A member's requests and flushes run on its loop alone; what other
 // loops look at is atomic, or guarded by the group's mutex, which is held for short.
@@ -32,6 +34,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -111,6 +114,7 @@ class Member {
   std::atomic<uint64_t> activity_{0};  // beginnings and ends
   std::atomic<uint64_t> activity_at_flush_{0};
   std::atomic<uint32_t> in_flight_{0};
+  std::atomic<uint64_t> seen_{0};  // what it remembers is not older than this publication
 
   // Guarded by the group's mutex.
   DirtyRanges dirty_;      // changed since the start of its last flush
@@ -148,6 +152,8 @@ class Group {
   engine::Task<Status> flush_members(engine::Loop& loop, const std::vector<Member*>& members,
                                      Member::Step step);
   void mark_failed(Error error);
+  void published(const Member& member, DirtyRanges ranges);  // with the mutex held
+  void forget_publications();
   void release(Member& member);
 
   const std::string name_;
@@ -155,11 +161,19 @@ class Group {
   std::atomic<uint64_t> changes_{0};  // ended, on all members
   std::atomic<uint64_t> flushed_{0};  // changes_ at the start of the last round that succeeded
   std::atomic<uint64_t> rounds_{0};
+  std::atomic<uint64_t> publication_{0};  // the number of the last
   std::atomic<bool> failed_{false};
 
   mutable std::mutex mutex_;
   std::vector<Member*> members_;
   std::map<uint64_t, std::unique_ptr<disk::ChangeOrder>> orders_;  // by block size
+  // What flushes have published, as long as some member may remember what was there before.
+  struct Publication {
+    uint64_t number;
+    const Member* by;  // null: several. Perhaps gone by now
+    DirtyRanges ranges;
+  };
+  std::deque<Publication> publications_;
   // The round that comes next.
   Waiter* first_ = nullptr;
   Waiter* last_ = nullptr;
