@@ -171,8 +171,9 @@ std::string dump_config_text(const Inventory& inventory) {
   return text;
 }
 
-std::string dump_plugin_text(const disk::PluginInfo& plugin, const disk::Plugin& stack) {
+std::string dump_plugin_text(const disk::PluginInfo& plugin, disk::Plugin& stack) {
   std::string text;
+  const std::string own = stack.dump();
   // A built-in plugin lies in the program itself.
   text += fmt::format("path={}\n", program_path());
   text += fmt::format("name={}\n", plugin.name);
@@ -191,7 +192,7 @@ std::string dump_plugin_text(const disk::PluginInfo& plugin, const disk::Plugin&
                             "list_exports", "open", "close", "get_size", "pread"}) {
     text += fmt::format("has_{}=1\n", field);
   }
-  return text;
+  return text + own;
 }
 
 std::string short_options_text() {

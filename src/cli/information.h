@@ -23,7 +23,7 @@ std::string help_text(const Inventory& inventory, const disk::PluginInfo* plugin
 std::string version_text(const disk::PluginInfo* plugin, std::span<const disk::Layer> layers);
 std::string dump_config_text(const Inventory& inventory);
 // `stack`: the plugin, configured, with its filters.
-std::string dump_plugin_text(const disk::PluginInfo& plugin, const disk::Plugin& stack);
+std::string dump_plugin_text(const disk::PluginInfo& plugin, disk::Plugin& stack);
 std::string short_options_text();
 std::string long_options_text();
 

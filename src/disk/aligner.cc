@@ -73,6 +73,7 @@ class Aligner final : public Disk {
   [[nodiscard]] bool may_have_holes() const override { return next_->may_have_holes(); }
   ChangeOrder* order() override { return next_->order(); }
   [[nodiscard]] std::string identity() const override { return next_->identity(); }
+  [[nodiscard]] std::string description() const override { return next_->description(); }
   Task<Status> close() override { return next_->close(); }
 
  private:

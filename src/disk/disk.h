@@ -141,6 +141,9 @@ class Disk {
   // the export's name is all there is to go by.
   [[nodiscard]] virtual std::string identity() const { return {}; }
 
+  // What the disk is, for people (NBD_INFO_DESCRIPTION). Empty: there is nothing to say.
+  [[nodiscard]] virtual std::string description() const { return {}; }
+
   // The last call. Nothing is in progress.
   virtual Task<Status> close() { return Status{}; }
 
@@ -189,6 +192,9 @@ class Plugin {
 
   // Called for each key=value of the command line, then config_complete() once.
   virtual void config(std::string_view key, std::string_view value) = 0;
+  // Called for --dump-plugin after the last config(), in the place of config_complete(). Settles
+  // own_thread_model(), and returns lines "key=value" of the layer's own.
+  virtual std::string dump() { return {}; }
   // Called before config_complete() when nothing will be opened writable (-r): a plugin that opens
   // or locks its storage in config_complete() does so for reading only.
   virtual void serve_read_only() {}
@@ -214,6 +220,9 @@ class Plugin {
   virtual Task<Result<std::vector<ExportEntry>>> list_exports(Loop& loop, bool read_only);
   // Makes everything acknowledged durable, at the end of the program: all disks are closed.
   virtual Task<Status> finish(Loop& loop);
+  // The program is about to give up what is still in progress: what a layer waits for outside of
+  // weft it waits for no longer. From any thread; does not block.
+  virtual void abandon() {}
   // What a person should know of why the promise holds here (or not).
   [[nodiscard]] virtual std::vector<Explanation> explain() const { return {}; }
 

@@ -35,6 +35,7 @@ class Filter : public Plugin {
 
   // ---- Plugin, passed on ----
   void config(std::string_view key, std::string_view value) final;
+  std::string dump() override { return next_->dump(); }
   void serve_read_only() override { next_->serve_read_only(); }
   void config_complete() override;
   void start(const Surroundings& surroundings) final;
@@ -46,6 +47,7 @@ class Filter : public Plugin {
   Task<Result<std::vector<ExportEntry>>> list_exports(Loop& loop, bool read_only) override;
   // A filter that keeps what was acknowledged makes it durable first, then calls this.
   Task<Status> finish(Loop& loop) override;
+  void abandon() override { next_->abandon(); }
   [[nodiscard]] std::vector<Explanation> explain() const final;
 
   [[nodiscard]] const std::string& name() const { return name_; }
@@ -91,6 +93,7 @@ class FilterDisk : public Disk {
   Task<Status> extents(Extents& into, bool one) override { return next_->extents(into, one); }
   ChangeOrder* order() override { return next_->order(); }
   [[nodiscard]] std::string identity() const override { return next_->identity(); }
+  [[nodiscard]] std::string description() const override { return next_->description(); }
   Task<Status> close() override { return next_->close(); }
 
  protected:

@@ -25,6 +25,7 @@ engine::Task<Result<OpenExport>> open_export(const Config& config, disk::Plugin&
   opened.info.size = can.size;
   opened.info.transmission_flags = transmission_flags(config, plugin, can);
   opened.info.name = std::move(name);
+  opened.info.description = opened.disk->description();
   opened.info.block_sizes = {.min = can.block_size.minimum,
                              .preferred = can.block_size.preferred,
                              .payload_max = can.block_size.maximum};

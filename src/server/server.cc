@@ -184,6 +184,7 @@ engine::Task<void> Server::Impl::watch_signals(engine::Watch& watch) {
     if (n == sizeof info) {
       if (stopping) {
         log::error("stopped at once by a second signal; requests in progress are lost");
+        shared.plugin.abandon();
         ::_exit(1);
       }
       begin_stop(::strsignal(static_cast<int>(info.ssi_signo)));
@@ -204,6 +205,7 @@ engine::Task<void> Server::Impl::give_up_when_late() {
   // A client that does not take its replies must not keep the disks from being synced: only what
   // is still in a disk can, and that would be in the way of a sync as well.
   for (const std::unique_ptr<Worker>& worker : workers) worker->end_all();
+  shared.plugin.abandon();
   if (!co_await drain_timer->sleep(shared.config.end_timeout)) co_return;
   ::_exit(1);
 }
