@@ -8,9 +8,11 @@
 namespace weft::plugins {
 
 extern const disk::PluginInfo data_plugin;     // data/data.cc
+extern const disk::PluginInfo eval_plugin;     // eval/eval.cc
 extern const disk::PluginInfo file_plugin;     // file/file.cc
 extern const disk::PluginInfo memory_plugin;   // memory/memory.cc
 extern const disk::PluginInfo null_plugin;     // null/null.cc
 extern const disk::PluginInfo pattern_plugin;  // pattern/pattern.cc
+extern const disk::PluginInfo sh_plugin;       // sh/sh.cc
 
 }  // namespace weft::plugins

@@ -7,8 +7,8 @@ namespace weft::disk {
 
 std::span<const PluginInfo> plugins() {
   static const std::array table = {
-      plugins::data_plugin, plugins::file_plugin,    plugins::memory_plugin,
-      plugins::null_plugin, plugins::pattern_plugin,
+      plugins::data_plugin, plugins::eval_plugin,    plugins::file_plugin, plugins::memory_plugin,
+      plugins::null_plugin, plugins::pattern_plugin, plugins::sh_plugin,
   };
   return table;
 }
