@@ -330,6 +330,7 @@ TEST_P(Conformance, WritesAtEveryBoundary) {
 TEST_P(Conformance, ZeroesAtEveryBoundary) {
   if (disk->capabilities().zero == Support::kNone) return;  // no zero
   const bool fast_known = disk->capabilities().fast_zero != Support::kNone;
+  const bool fua_known = disk->capabilities().fua != Support::kNone;
   std::mt19937_64 random(seed());
   int turn = 0;
   for (const Range range : boundary_ranges(size)) {
@@ -339,7 +340,7 @@ TEST_P(Conformance, ZeroesAtEveryBoundary) {
     const Bytes bytes = random_bytes(random, around.length);
     ASSERT_TRUE(loop->run_until_done(ordered_write(*disk, *loop, around.offset, bytes, false)));
     turn++;
-    const ZeroFlags flags{turn % 8 == 0, turn % 2 == 0, fast_known && turn % 4 < 2};
+    const ZeroFlags flags{fua_known && turn % 8 == 0, turn % 2 == 0, fast_known && turn % 4 < 2};
     const Status done = loop->run_until_done(ordered_zero(*disk, *loop, range, flags));
     if (GetParam().candidate.remembers) {
       put(model, around.offset, bytes);
