@@ -15,6 +15,7 @@ struct Peer {
   sockaddr_storage address{};  // ss_family AF_UNSPEC: no socket (-s on pipes)
   socklen_t address_length = 0;
   std::optional<ucred> credentials;  // of the process at the other end of a Unix socket
+  std::string security_label;        // of that process (SELinux, AppArmor); empty: it has none
 };
 
 }  // namespace weft::disk

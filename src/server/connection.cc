@@ -14,6 +14,7 @@ namespace weft::server {
 namespace {
 
 constexpr size_t kHandshakeBuffer = 4096;
+constexpr size_t kSecurityLabelMax = 1024;  // bytes; a longer one is none
 
 disk::Peer make_peer(const net::Stream& stream) {
   disk::Peer peer;
@@ -27,6 +28,11 @@ disk::Peer make_peer(const net::Stream& stream) {
     socklen_t size = sizeof credentials;
     if (::getsockopt(stream.fd(), SOL_SOCKET, SO_PEERCRED, &credentials, &size) == 0) {
       peer.credentials = credentials;
+    }
+    char label[kSecurityLabelMax];
+    size = sizeof label;
+    if (::getsockopt(stream.fd(), SOL_SOCKET, SO_PEERSEC, label, &size) == 0) {
+      peer.security_label.assign(label, ::strnlen(label, size));
     }
   }
   return peer;
