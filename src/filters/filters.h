@@ -7,7 +7,14 @@
 
 namespace weft::filters {
 
+extern const disk::FilterInfo fua_filter;         // fua/fua.cc
+extern const disk::FilterInfo ip_filter;          // ip/ip.cc
+extern const disk::FilterInfo limit_filter;       // limit/limit.cc
 extern const disk::FilterInfo multi_conn_filter;  // multi-conn/multi_conn.cc
+extern const disk::FilterInfo nocache_filter;     // nocache/nocache.cc
+extern const disk::FilterInfo noextents_filter;   // noextents/noextents.cc
 extern const disk::FilterInfo nofilter_filter;    // nofilter/nofilter.cc
+extern const disk::FilterInfo noparallel_filter;  // noparallel/noparallel.cc
+extern const disk::FilterInfo nozero_filter;      // nozero/nozero.cc
 
 }  // namespace weft::filters

@@ -7,8 +7,9 @@ namespace weft::disk {
 
 std::span<const FilterInfo> filters() {
   static const std::array table = {
-      filters::multi_conn_filter,
-      filters::nofilter_filter,
+      filters::fua_filter,        filters::ip_filter,         filters::limit_filter,
+      filters::multi_conn_filter, filters::nocache_filter,    filters::noextents_filter,
+      filters::nofilter_filter,   filters::noparallel_filter, filters::nozero_filter,
   };
   return table;
 }
