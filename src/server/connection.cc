@@ -123,11 +123,13 @@ void Connection::check_progress(engine::Clock::time_point now) {
 // ---- Negotiation ------------------------------------------------------------------------------
 
 engine::Task<void> Connection::close_when_late() {
+  using engine::Clock;
+  const auto timeout = shared_.config.handshake_timeout;
+  late_at_ = Clock::now() + timeout;
   do {
-    if (!co_await handshake_timer_.sleep(shared_.config.handshake_timeout)) co_return;
-  } while (opening_);
-  reason_ = fmt::format("the negotiation was not finished within {} ms",
-                        shared_.config.handshake_timeout.count());
+    if (!co_await handshake_timer_.until(opening_ ? Clock::now() + timeout : late_at_)) co_return;
+  } while (opening_ || Clock::now() < late_at_);
+  reason_ = fmt::format("the negotiation was not finished within {} ms", timeout.count());
   stream_.cancel();
 }
 
@@ -247,8 +249,10 @@ engine::Task<bool> Connection::answer_export(nbd::ServerHandshake& handshake,
 
 engine::Task<Result<OpenExport>> Connection::open(const std::string& name) {
   opening_ = true;
+  const engine::Clock::time_point begin = engine::Clock::now();
   Result<OpenExport> opened =
       co_await open_export(shared_.config, shared_.plugin, name, &peer_, loop_);
+  late_at_ += engine::Clock::now() - begin;
   opening_ = false;
   co_return opened;
 }

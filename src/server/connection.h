@@ -66,7 +66,8 @@ class Connection {
   std::unique_ptr<Transmission> transmission_;
   std::string reason_;  // why the negotiation ended, for the log
   bool draining_ = false;
-  bool opening_ = false;  // the disk is being opened: the client is not late meanwhile
+  bool opening_ = false;               // the disk is being opened: the client is not late meanwhile
+  engine::Clock::time_point late_at_;  // when the negotiation must be finished
 };
 
 }  // namespace weft::server
