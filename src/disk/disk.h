@@ -211,6 +211,11 @@ class Plugin {
     return thread_model() == ThreadModel::kSerializeConnections ? 1 : 0;
   }
 
+  // Whether a client's requests are to be worked on one by one, so that replies come in the order
+  // of the requests, here or below. (A serial thread model alone lets requests overtake others that
+  // wait for an overlapping change.)
+  [[nodiscard]] virtual bool answers_in_order() const { return false; }
+
   // A client has connected and nothing was said yet. A failure closes the connection.
   virtual Task<Status> preconnect(Loop& loop, const Peer& peer, bool read_only);
   // The name that a client means that gives none.

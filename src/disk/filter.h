@@ -41,6 +41,7 @@ class Filter : public Plugin {
   void start(const Surroundings& surroundings) final;
   [[nodiscard]] ThreadModel thread_model() const override;
   [[nodiscard]] uint32_t connections_max() const override;
+  [[nodiscard]] bool answers_in_order() const override { return next_->answers_in_order(); }
   Task<Status> preconnect(Loop& loop, const Peer& peer, bool read_only) override;
   Task<Result<std::string>> default_export(Loop& loop, bool read_only) override;
   Task<Result<std::unique_ptr<Disk>>> open(OpenRequest request) override = 0;

@@ -81,7 +81,8 @@ engine::Task<void> Connection::run() {
     log::debug("{}: serves export \"{}\", {} replies", peer_.name, opened.name,
                nbd::header_mode_name(rules.mode));
     transmission_ = std::make_unique<Transmission>(resources_, stream_, *opened.disk, rules,
-                                                   shared_.budget, shared_.config.requests_max);
+                                                   shared_.budget, shared_.config.requests_max,
+                                                   shared_.plugin.answers_in_order());
     {
       const std::vector<std::byte> bytes = std::move(*received);
       received.reset();

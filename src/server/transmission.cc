@@ -59,7 +59,7 @@ void LoopResources::unreference(Chunk* chunk) {
 
 Transmission::Transmission(LoopResources& resources, net::Stream& stream, disk::Disk& disk,
                            const nbd::TransmissionRules& rules, engine::Budget& budget,
-                           uint32_t requests_max)
+                           uint32_t requests_max, bool in_order)
     : resources_(resources),
       loop_(resources.loop),
       stream_(stream),
@@ -68,6 +68,7 @@ Transmission::Transmission(LoopResources& resources, net::Stream& stream, disk::
       rules_(rules),
       header_size_(nbd::request_size(rules.mode)),
       requests_max_(requests_max),
+      in_flight_max_(in_order ? 1 : kInFlightMax),
       allowance_(budget),
       scope_(resources.loop),
       replies_(resources.loop, stream, resources.replies, scope_),
@@ -185,7 +186,7 @@ Transmission::Need Transmission::parse() {
       replies_.flush();
       if (replies_.full()) return Need::kRoom;
     }
-    if (in_flight_ >= kInFlightMax) return Need::kRoom;
+    if (in_flight_ >= in_flight_max_) return Need::kRoom;
     if (end_ - begin_ < header_size_) return Need::kInput;
 
     const std::byte* at = chunk_->buffer.data() + begin_;

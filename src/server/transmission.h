@@ -91,9 +91,11 @@ class Transmission {
   static constexpr size_t kInFlightMax = 1024;
   static constexpr uint64_t kPieceMin = uint64_t{64} << 20;  // of a long trim or zero
 
-  // All references outlive the object. `requests_max`: how many run at once, 0: all.
+  // All references outlive the object. `requests_max`: how many run at once, 0: all. `in_order`:
+  // the next request is taken when the one before is answered.
   Transmission(LoopResources& resources, net::Stream& stream, disk::Disk& disk,
-               const nbd::TransmissionRules& rules, engine::Budget& budget, uint32_t requests_max);
+               const nbd::TransmissionRules& rules, engine::Budget& budget, uint32_t requests_max,
+               bool in_order);
   ~Transmission();
 
   // Serves until the client ends it, or drain() or kill() does; nothing is in progress afterwards
@@ -167,6 +169,7 @@ class Transmission {
   const nbd::TransmissionRules rules_;
   const size_t header_size_;
   const uint32_t requests_max_;
+  const size_t in_flight_max_;
   Allowance allowance_;
   engine::Scope scope_;
   ReplyQueue replies_;

@@ -21,6 +21,7 @@ class NoParallel final : public disk::Filter {
     return true;
   }
   [[nodiscard]] ThreadModel own_thread_model() const override { return model_; }
+  [[nodiscard]] bool answers_in_order() const override { return true; }
 
   Task<Result<std::unique_ptr<disk::Disk>>> open(disk::OpenRequest request) override {
     return open_next(std::move(request));
