@@ -10,14 +10,15 @@ from rawclient import ERR_PLATFORM, OPT_GO, Raw, go_data
 
 pytestmark = pytest.mark.weft_only
 FUA = nbd.CMD_FLAG_FUA
+CALL = re.compile(r"debug: file: (write|zero|trim|flush|close)(?![-\w])"
+                  r"( offset=\S+ length=\S+)?(.*)")
 
 
 def calls_of(server):
     """The calls of the file, without places: ["write fua", "flush", "close"]."""
     calls = []
     for line in server.log().splitlines():
-        found = re.search(r"debug: file: (write|zero|trim|flush|close)(?![-\w])( offset=\S+ length=\S+)?(.*)",
-                          line)
+        found = CALL.search(line)
         if found:
             calls.append(found[1] + found[3].replace(" may_trim", ""))
     return calls

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Who may connect: the filters limit and ip."""
+import os
 import socket
 import struct
 import subprocess
@@ -238,7 +239,6 @@ def test_addresses(serve, rules, ipv4, ipv6):
     ("deny=anyunix", False),
 ])
 def test_unix_peers(serve, engine, rules, admitted):
-    import os
     rules = rules.format(uid=os.getuid(), gid=os.getgid(), pid=os.getpid(),
                          other=os.getuid() + 1)
     server = serve("memory", "1M", *rules.split(), engine=engine, options=["--filter=ip"])

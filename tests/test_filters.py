@@ -219,15 +219,18 @@ EXAMPLES = [
     "--filter=limit file disk.img",
     "--filter=limit file disk.img limit=4",
     "--filter=ip memory 1G deny=8.0.0.0/8",
-    "--filter=ip memory 1G allow=uid:$(id -u) deny=all",
-    "--filter=ip memory 1G allow=gid:$(id -g) deny=all",
+    "-U /tmp/s --filter=ip memory 1G allow=uid:$(id -u) deny=all",
+    "-U /tmp/s --filter=ip memory 1G allow=gid:$(id -g) deny=all",
 ]
+# With TCP: in test_filter_limit_ip.py.
+TCP_EXAMPLES = ["--filter=ip memory 1G allow=127.0.0.1,::1 deny=all",
+                "--filter=ip memory 1G allow=anyipv6 deny=all"]
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_examples_that_serve(serve, image, example):
     path = image(MIB)
-    example = example.replace("disk.img", str(path))
+    example = example.replace("disk.img", str(path)).replace("-U /tmp/s ", "")  # it has one
     for word in ("u", "g"):
         example = example.replace(f"$(id -{word})", run("id", f"-{word}").stdout.strip())
     serve(*shlex.split(example)).check_serves()
@@ -243,9 +246,9 @@ def test_examples_that_run_a_command(example):
 
 def test_examples_are_those_of_the_manuals():
     """A new example needs a test."""
-    tested = {f"weft {line}" for line in EXAMPLES}
+    tested = {f"weft {line}" for line in EXAMPLES + TCP_EXAMPLES}
     folder = os.path.join(os.path.dirname(__file__), "../src/filters")
-    for name in ("fua", "nocache", "nozero", "noparallel", "limit"):
+    for name in ("fua", "ip", "nocache", "nozero", "noparallel", "limit"):
         with open(f"{folder}/{name}/weft-{name}-filter.md", encoding="utf-8") as manual:
             examples = manual.read().split("# EXAMPLES")[1].split("# PROMISES")[0]
         lines = [line.strip() for line in examples.splitlines() if line.startswith("    ")]
@@ -284,7 +287,8 @@ def test_noextents_hides_holes_in_every_reply(serve, engine):
         server = serve("memory", "8M", engine=engine, options=[f"--filter={name}"])
         with server.client(contexts=[EXTENTS]) as client:
             seen = []
-            client.block_status(8 * MIB, 0, lambda context, at, entries, error: seen.extend(entries))
+            client.block_status(8 * MIB, 0,
+                                lambda context, at, entries, error: seen.extend(entries))
             assert bool(seen[1]) is (name == "nofilter")
             kinds = set()
             for length in (4 * KIB, 64 * KIB, MIB):
