@@ -142,7 +142,8 @@ Task<Status> Member::leave() {
 
 // Somebody who waits for a round: to be served by it, or to lead it.
 struct Group::Waiter final : engine::Message {
-  Waiter(Group& the_group, Loop& the_loop) : group(the_group), loop(the_loop) {}
+  Waiter(Group& the_group, Loop& the_loop, bool needs_it)
+      : group(the_group), loop(the_loop), always(needs_it) {}
 
   [[nodiscard]] bool await_ready() const noexcept { return false; }
   bool await_suspend(std::coroutine_handle<> handle);
@@ -151,6 +152,7 @@ struct Group::Waiter final : engine::Message {
 
   Group& group;
   Loop& loop;
+  const bool always;
   engine::Wakeup wakeup{};
   bool leads = false;
   Status result;
@@ -205,15 +207,15 @@ void Group::mark_failed(Error error) {
 
 Task<Status> Group::flush(Loop& loop) {
   if (tracking_ == Tracking::kOff || changes_.load() != flushed_.load()) {
-    const Status done = co_await run_round(loop);
+    const Status done = co_await join_round(loop, tracking_ == Tracking::kOff);
     if (!done) co_return done;
   }
   if (failed_.load()) co_return fail(EIO, kFailedText);
   co_return Status{};
 }
 
-Task<Status> Group::run_round(Loop& loop) {
-  Waiter self(*this, loop);
+Task<Status> Group::join_round(Loop& loop, bool always) {
+  Waiter self(*this, loop, always);
   co_await self;
   if (!self.leads) co_return self.result;
 
@@ -226,13 +228,19 @@ Task<Status> Group::run_round(Loop& loop) {
     first_ = last_ = nullptr;
     count = std::exchange(waiting_, 0);
   }
+  // What they wait for may have been done by the round before.
+  bool needed = changes_.load() != flushed_.load();
+  for (const Waiter* waiter = &self; waiter; waiter = waiter->next) needed |= waiter->always;
   const engine::Clock::time_point begun = engine::Clock::now();
-  const Status result = co_await run_steps(loop);
+  Status result;
+  if (needed) result = co_await run_steps(loop);
   Waiter* promoted = nullptr;
   {
     const std::lock_guard lock(mutex_);
-    served_ = count;
-    took_ = engine::Clock::now() - begun;
+    if (needed) {
+      served_ = count;
+      took_ = engine::Clock::now() - begun;
+    }
     promoted = first_;
     running_ = promoted != nullptr;
   }

@@ -135,7 +135,7 @@ class Group {
   engine::Task<Status> flush(engine::Loop& loop);
   // The same for a change that must come after what others have changed. Fails only if now
   // something could not be published.
-  engine::Task<Status> run_round(engine::Loop& loop);
+  engine::Task<Status> run_round(engine::Loop& loop) { return join_round(loop, true); }
 
   // The order of changes in whole blocks, for disks with blocks of this size.
   disk::ChangeOrder& order(uint64_t block);
@@ -147,6 +147,8 @@ class Group {
   friend class Member;
   struct Waiter;
   struct Gathering;
+  // `always`: even if nothing has changed since the last round.
+  engine::Task<Status> join_round(engine::Loop& loop, bool always);
   engine::Task<void> gather(engine::Loop& loop);
   engine::Task<Status> run_steps(engine::Loop& loop);
   engine::Task<Status> flush_members(engine::Loop& loop, const std::vector<Member*>& members,
