@@ -56,7 +56,10 @@ Task<Status> Filter::finish(Loop& loop) {
 
 std::vector<Explanation> Filter::explain() const {
   std::vector<Explanation> lines = explain_layer();
-  for (Explanation& line : lines) line.topic = fmt::format("{}: {}", name_, line.topic);
+  for (Explanation& line : lines) {
+    line.text = fmt::format("{}: {}", line.topic, line.text);
+    line.topic = name_;
+  }
   std::vector<Explanation> below = next_->explain();
   lines.insert(lines.end(), std::make_move_iterator(below.begin()),
                std::make_move_iterator(below.end()));
