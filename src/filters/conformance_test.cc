@@ -50,6 +50,7 @@ INSTANTIATE_TEST_SUITE_P(
         over_memory("NozeroEmulate", "nozero", {{"zeromode", "emulate"}}),
         over_memory("NozeroNotrim", "nozero", {{"zeromode", "notrim"}}),
         over_memory("NozeroPlugin", "nozero", {{"zeromode", "plugin"}}),
+        over_memory("Stats", "stats", {{"statsfile", "/dev/null"}}),
     }),
     conformance_name);
 

@@ -16,5 +16,6 @@ extern const disk::FilterInfo noextents_filter;   // noextents/noextents.cc
 extern const disk::FilterInfo nofilter_filter;    // nofilter/nofilter.cc
 extern const disk::FilterInfo noparallel_filter;  // noparallel/noparallel.cc
 extern const disk::FilterInfo nozero_filter;      // nozero/nozero.cc
+extern const disk::FilterInfo stats_filter;       // stats/stats.cc
 
 }  // namespace weft::filters
