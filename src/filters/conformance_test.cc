@@ -35,6 +35,8 @@ INSTANTIATE_TEST_SUITE_P(
         over_memory("FuaFlushOnClose", "fua", {{"fuamode", "pass"}, {"flush-on-close", "true"}}),
         over_memory("Ip", "ip", {{"deny", "10.0.0.0/8"}}),
         over_memory("Limit", "limit", {{"limit", "100"}}),
+        over_memory("Delay", "delay", {{"rdelay", "1ms"}, {"wdelay", "1ms"}}),
+        over_memory("DelayNone", "delay"),
         over_memory("MultiConn", "multi-conn"),
         over_memory("MultiConnEmulate", "multi-conn", {{"multi-conn-mode", "emulate"}}),
         over_memory("MultiConnUntracked", "multi-conn",

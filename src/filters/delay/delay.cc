@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// The delay filter: makes operations take longer. A delayed operation waits for a timer of its
+// connection's loop, side by side with all others; no thread waits.
+#include <array>
+#include <utility>
+
+#include "base/parse.h"
+#include "filters/filters.h"
+
+namespace weft::filters {
+namespace {
+
+using disk::Support;
+using disk::Task;
+
+struct Delays {
+  using Time = engine::Clock::duration;
+  Time read{}, write{}, zero{}, trim{}, extents{}, cache{}, flush{}, open{}, close{};
+  bool fast_zero = true;  // false: a fast zero is refused at once
+};
+
+class DelayDisk final : public disk::FilterDisk {
+ public:
+  // `delays` outlives the disk.
+  DelayDisk(std::unique_ptr<disk::Disk> next, disk::Loop& loop, const Delays& delays)
+      : FilterDisk(std::move(next),
+                   delays.read.count() > 0 ? disk::Reads::kIntercepted : disk::Reads::kForwarded),
+        loop_(loop),
+        delays_(delays) {
+    disk::Capabilities& c = capabilities_;
+    // Where the layer below emulates, it is asked by the operation's own name: a zero is delayed
+    // once, as a zero, not as the many writes that it becomes.
+    if (c.zero == Support::kEmulate) c.zero = Support::kNative;
+    if (c.cache == Support::kEmulate) c.cache = Support::kNative;
+    // Offered, and refused above.
+    if (!delays.fast_zero && c.fast_zero == Support::kNative) c.fast_zero = Support::kEmulate;
+  }
+
+  Task<Status> read(uint64_t offset, MutableByteSpan into) override {
+    return after(delays_.read, [=, this] { return next().read(offset, into); });
+  }
+  Task<Status> write(uint64_t offset, ByteSpan from, bool fua) override {
+    return after(delays_.write, [=, this] { return next().write(offset, from, fua); });
+  }
+  Task<Status> zero(Range range, disk::ZeroFlags flags) override {
+    return after(delays_.zero, [=, this] { return next().zero(range, flags); });
+  }
+  Task<Status> trim(Range range, bool fua) override {
+    return after(delays_.trim, [=, this] { return next().trim(range, fua); });
+  }
+  Task<Status> cache(Range range) override {
+    return after(delays_.cache, [=, this] { return next().cache(range); });
+  }
+  Task<Status> flush() override {
+    return after(delays_.flush, [this] { return next().flush(); });
+  }
+  Task<Status> extents(Extents& into, bool one) override {
+    return after(delays_.extents, [this, &into, one] { return next().extents(into, one); });
+  }
+  Task<Status> close() override {
+    return after(delays_.close, [this] { return next().close(); });
+  }
+
+ private:
+  template <typename F>
+  Task<Status> after(Delays::Time delay, F call) {
+    if (delay.count() == 0) return call();
+    return later(delay, std::move(call));
+  }
+  template <typename F>
+  Task<Status> later(Delays::Time delay, F call) {
+    engine::Timer timer(loop_);
+    co_await timer.sleep(delay);
+    co_return co_await call();
+  }
+
+  disk::Loop& loop_;
+  const Delays& delays_;
+};
+
+struct Parameter {
+  std::string_view name;
+  Delays::Time Delays::* time;
+};
+
+constexpr std::array kParameters = {
+    Parameter{"rdelay", &Delays::read},       Parameter{"delay-read", &Delays::read},
+    Parameter{"delay-write", &Delays::write}, Parameter{"delay-zero", &Delays::zero},
+    Parameter{"delay-trim", &Delays::trim},   Parameter{"delay-extents", &Delays::extents},
+    Parameter{"delay-cache", &Delays::cache}, Parameter{"delay-flush", &Delays::flush},
+    Parameter{"delay-open", &Delays::open},   Parameter{"delay-close", &Delays::close},
+};
+
+class Delay final : public disk::Filter {
+ public:
+  bool take(std::string_view key, std::string_view value) override {
+    if (key == "wdelay") {
+      delays_.write = delays_.zero = delays_.trim = parse_delay(key, value);
+      return true;
+    }
+    if (key == "delay-fast-zero") {
+      delays_.fast_zero = parse_bool(key, value);
+      return true;
+    }
+    for (const Parameter& parameter : kParameters) {
+      if (key != parameter.name) continue;
+      delays_.*parameter.time = parse_delay(key, value);
+      return true;
+    }
+    return false;
+  }
+
+  Task<Result<std::unique_ptr<disk::Disk>>> open(disk::OpenRequest request) override {
+    disk::Loop& loop = request.loop;
+    if (delays_.open.count() > 0) {
+      engine::Timer timer(loop);
+      co_await timer.sleep(delays_.open);
+    }
+    Result<std::unique_ptr<disk::Disk>> next = co_await open_next(std::move(request));
+    if (!next) co_return next;
+    co_return std::make_unique<DelayDisk>(std::move(*next), loop, delays_);
+  }
+
+ private:
+  Delays delays_;
+};
+
+}  // namespace
+
+constinit const disk::FilterInfo delay_filter = {
+    .name = "delay",
+    .longname = "weft delay filter",
+    .description = "Makes operations take longer",
+    .config_help =
+        "rdelay=TIME, delay-read=TIME  delay of reads\n"
+        "wdelay=TIME  delay of writes, zeroes and trims\n"
+        "delay-write=TIME  delay of writes\n"
+        "delay-zero=TIME  delay of zeroes\n"
+        "delay-trim=TIME  delay of trims\n"
+        "delay-extents=TIME  delay of block status\n"
+        "delay-cache=TIME  delay of cache requests\n"
+        "delay-flush=TIME  delay of flushes\n"
+        "delay-open=TIME  delay of a client's arrival\n"
+        "delay-close=TIME  delay of a client's end\n"
+        "delay-fast-zero=BOOL  whether fast zeroes are delayed, or refused at once (default on)",
+    .make = [] -> std::unique_ptr<disk::Filter> { return std::make_unique<Delay>(); },
+};
+
+}  // namespace weft::filters
