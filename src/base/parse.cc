@@ -14,6 +14,9 @@
 namespace weft {
 namespace {
 
+constexpr std::string_view kProbabilityMend =
+    "give a number from 0 to 1, a percentage, or odds, as in 0.1, 10% or 1:10";
+
 constexpr uint64_t kSizeMax = (uint64_t{1} << 63) - 1;
 
 constexpr std::string_view kSizeMend =
@@ -189,6 +192,35 @@ std::chrono::nanoseconds parse_delay(std::string_view what, std::string_view val
     refuse(what, value, "is too long", "the longest time is a hundred years");
   }
   return std::chrono::nanoseconds(static_cast<int64_t>(number * scale + 0.5));
+}
+
+double parse_probability(std::string_view what, std::string_view value) {
+  if (value.empty()) refuse(what, value, "is empty", kProbabilityMend);
+  // Without a sign, and without what else from_chars() takes for a number: inf, nan.
+  const auto number = [&](std::string_view& text) {
+    double result = 0;
+    if (text.empty() || (!is_digit(text.front()) && text.front() != '.')) {
+      refuse(what, value, "is not a probability", kProbabilityMend);
+    }
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), result);
+    if (error != std::errc{}) refuse(what, value, "is not a probability", kProbabilityMend);
+    text.remove_prefix(static_cast<size_t>(end - text.data()));
+    return result;
+  };
+  std::string_view rest = value;
+  double result = number(rest);
+  if (rest.starts_with(':')) {
+    rest.remove_prefix(1);
+    const double whole = number(rest);
+    if (whole == 0) refuse(what, value, "has odds in 0", kProbabilityMend);
+    result /= whole;
+  } else if (rest == "%") {
+    rest.remove_prefix(1);
+    result /= 100;
+  }
+  if (!rest.empty()) refuse(what, value, "is not a probability", kProbabilityMend);
+  if (result > 1) refuse(what, value, "is more than 1", kProbabilityMend);
+  return result;
 }
 
 }  // namespace weft

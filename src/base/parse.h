@@ -31,4 +31,7 @@ namespace weft {
 // a hundred years.
 [[nodiscard]] std::chrono::nanoseconds parse_delay(std::string_view what, std::string_view value);
 
+// From 0 to 1: a number (0.1, 1e-3), a percentage (10%), or odds of one number in another (1:10).
+[[nodiscard]] double parse_probability(std::string_view what, std::string_view value);
+
 }  // namespace weft

@@ -105,5 +105,32 @@ TEST(ParseDelay, Units) {
   }
 }
 
+TEST(ParseProbability, Forms) {
+  EXPECT_EQ(parse_probability("p", "0"), 0);
+  EXPECT_EQ(parse_probability("p", "0%"), 0);
+  EXPECT_EQ(parse_probability("p", "1"), 1);
+  EXPECT_EQ(parse_probability("p", "100%"), 1);
+  EXPECT_EQ(parse_probability("p", "0.1"), 0.1);
+  EXPECT_EQ(parse_probability("p", ".5"), 0.5);
+  EXPECT_EQ(parse_probability("p", "1e-3"), 0.001);
+  EXPECT_EQ(parse_probability("p", "10%"), 0.1);
+  EXPECT_EQ(parse_probability("p", "2.5%"), 0.025);
+  EXPECT_EQ(parse_probability("p", "1:10"), 0.1);
+  EXPECT_EQ(parse_probability("p", "3:4"), 0.75);
+  EXPECT_EQ(parse_probability("p", "1:1e3"), 0.001);
+  EXPECT_EQ(parse_probability("p", "0:5"), 0);
+}
+
+TEST(ParseProbability, Refuses) {
+  for (const char* value : {"",    "x",  "-1",  "-0",    "+0.1",  "1.5",  "101%",  "2:1",  "1:0",
+                            "0:0", "1:", ":1",  "1:2:3", "1:2%",  "10%%", "%",     "1/10", "1 %",
+                            " 1",  "1 ", "nan", "inf",   "1:inf", "0x1",  "1e999", "1:-2"}) {
+    EXPECT_THROW((void)parse_probability("p", value), ConfigError) << value;
+  }
+  EXPECT_THAT(message_of([] { (void)parse_probability("error-rate", "101%"); }),
+              testing::AllOf(HasSubstr("error-rate: '101%' is more than 1: give"),
+                             HasSubstr("1:10"), testing::Not(HasSubstr("\n"))));
+}
+
 }  // namespace
 }  // namespace weft
