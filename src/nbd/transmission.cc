@@ -255,6 +255,8 @@ uint32_t nbd_error(int errno_code, uint16_t command, uint16_t flags) {
       return kEnospc;
     case EINVAL:
       return kEinval;
+    case ENOMEM:
+      return kEnomem;
     case ESHUTDOWN:
       return kEshutdown;
     case EOPNOTSUPP: {

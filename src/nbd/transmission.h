@@ -340,8 +340,9 @@ struct BlockStatus {
 // Errors and names.
 
 // The ErrorValue for a failure of a request with this command and these flags. What the client
-// got wrong keeps its name; ENOTSUP is for FAST_ZERO only, EOVERFLOW for an unfragmented READ and
-// for commands without a payload only; whatever else storage or network reports is EIO.
+// got wrong keeps its name, and so does ENOMEM; ENOTSUP is for FAST_ZERO only, EOVERFLOW for an
+// unfragmented READ and for commands without a payload only; whatever else storage or network
+// reports is EIO.
 [[nodiscard]] uint32_t nbd_error(int errno_code, uint16_t command, uint16_t flags);
 
 // The errno nearest to an ErrorValue, for clients (EIO for an unknown one, 0 for kOk).

@@ -281,8 +281,9 @@ TEST(NbdError, Mapping) {
     EXPECT_EQ(nbd_error(code, kCmdWrite, 0), uint32_t{kEnospc});
   }
   EXPECT_EQ(nbd_error(EINVAL, kCmdWrite, 0), uint32_t{kEinval});
+  EXPECT_EQ(nbd_error(ENOMEM, kCmdWrite, 0), uint32_t{kEnomem});
   EXPECT_EQ(nbd_error(ESHUTDOWN, kCmdFlush, 0), uint32_t{kEshutdown});
-  for (const int code : {EIO, ENOMEM, EACCES, ENOENT, EBADF, ECONNRESET, ETIMEDOUT, ENXIO, 9999}) {
+  for (const int code : {EIO, EACCES, ENOENT, EBADF, ECONNRESET, ETIMEDOUT, ENXIO, 9999}) {
     EXPECT_EQ(nbd_error(code, kCmdRead, kFlagDf), uint32_t{kEio});
   }
   EXPECT_EQ(nbd_error(EOPNOTSUPP, kCmdWriteZeroes, kFlagFastZero), uint32_t{kEnotsup});
@@ -296,10 +297,9 @@ TEST(NbdError, Mapping) {
 
 // An ErrorValue that comes back from another server keeps its meaning.
 TEST(NbdError, ErrnosAndBack) {
-  for (const uint32_t error : {kOk, kEperm, kEio, kEinval, kEnospc, kEshutdown}) {
+  for (const uint32_t error : {kOk, kEperm, kEio, kEnomem, kEinval, kEnospc, kEshutdown}) {
     EXPECT_EQ(nbd_error(errno_of(error), kCmdRead, 0), error);
   }
-  EXPECT_EQ(errno_of(kEnomem), ENOMEM);
   EXPECT_EQ(errno_of(kEoverflow), EOVERFLOW);
   EXPECT_EQ(errno_of(kEnotsup), EOPNOTSUPP);
   EXPECT_EQ(errno_of(4711), EIO);

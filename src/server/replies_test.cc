@@ -188,7 +188,7 @@ TEST_P(Replies, FailuresOfTheDiskAreToldToTheClient) {
   constexpr Case kCases[] = {
       {EIO, nbd::kEio},       {ENOSPC, nbd::kEnospc}, {EDQUOT, nbd::kEnospc},
       {EFBIG, nbd::kEnospc},  {EPERM, nbd::kEperm},   {EROFS, nbd::kEperm},
-      {EINVAL, nbd::kEinval}, {ENOMEM, nbd::kEio},    {ECONNRESET, nbd::kEio}};
+      {EINVAL, nbd::kEinval}, {ENOMEM, nbd::kEnomem}, {ECONNRESET, nbd::kEio}};
   for (const nbd::HeaderMode mode :
        {nbd::HeaderMode::kSimple, nbd::HeaderMode::kStructured, nbd::HeaderMode::kExtended}) {
     TestClient client = host.connect(0, config(mode));
