@@ -37,6 +37,13 @@ INSTANTIATE_TEST_SUITE_P(
         over_memory("Limit", "limit", {{"limit", "100"}}),
         over_memory("Delay", "delay", {{"rdelay", "1ms"}, {"wdelay", "1ms"}}),
         over_memory("DelayNone", "delay"),
+        over_memory("Error", "error"),
+        // Every operation draws, and looks for the file.
+        over_memory("ErrorWithoutItsFile", "error",
+                    {{"error-rate", "1"},
+                     {"error-flush-rate", "1"},
+                     {"error-open-rate", "1"},
+                     {"error-file", "/nonexistent/file"}}),
         over_memory("MultiConn", "multi-conn"),
         over_memory("MultiConnEmulate", "multi-conn", {{"multi-conn-mode", "emulate"}}),
         over_memory("MultiConnUntracked", "multi-conn",

@@ -8,6 +8,7 @@
 namespace weft::filters {
 
 extern const disk::FilterInfo delay_filter;       // delay/delay.cc
+extern const disk::FilterInfo error_filter;       // error/error.cc
 extern const disk::FilterInfo fua_filter;         // fua/fua.cc
 extern const disk::FilterInfo ip_filter;          // ip/ip.cc
 extern const disk::FilterInfo limit_filter;       // limit/limit.cc
