@@ -44,6 +44,8 @@ INSTANTIATE_TEST_SUITE_P(
                      {"error-flush-rate", "1"},
                      {"error-open-rate", "1"},
                      {"error-file", "/nonexistent/file"}}),
+        over_memory("Log", "log", {{"logfile", "/dev/null"}}),
+        over_memory("LogNone", "log"),
         over_memory("MultiConn", "multi-conn"),
         over_memory("MultiConnEmulate", "multi-conn", {{"multi-conn-mode", "emulate"}}),
         over_memory("MultiConnUntracked", "multi-conn",

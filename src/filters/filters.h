@@ -12,6 +12,7 @@ extern const disk::FilterInfo error_filter;       // error/error.cc
 extern const disk::FilterInfo fua_filter;         // fua/fua.cc
 extern const disk::FilterInfo ip_filter;          // ip/ip.cc
 extern const disk::FilterInfo limit_filter;       // limit/limit.cc
+extern const disk::FilterInfo log_filter;         // log/log.cc
 extern const disk::FilterInfo multi_conn_filter;  // multi-conn/multi_conn.cc
 extern const disk::FilterInfo nocache_filter;     // nocache/nocache.cc
 extern const disk::FilterInfo noextents_filter;   // noextents/noextents.cc
