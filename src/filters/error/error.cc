@@ -187,7 +187,7 @@ class ErrorFilter final : public disk::Filter {
   }
 
   [[nodiscard]] std::vector<disk::Explanation> explain_layer() const override {
-    return {{"errors",
+    return {{"flush",
              "a flush or FUA write that it lets fail has not reached the layers below, and later "
              "ones may succeed"}};
   }
