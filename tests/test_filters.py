@@ -94,6 +94,28 @@ def test_wrong_words_are_one_line(words, in_weft):
     assert run(NBDKIT, "-U", "-", *words, check=False).returncode == 1
 
 
+@ORACLE
+@pytest.mark.parametrize("words, opens", [
+    (["--filter=fua", "fuamode=native"], False),
+    (["--filter=fua", "fuamode=force"], False),
+    (["--filter=fua", "fuamode=emulate"], False),
+    (["--filter=fua", "fuamode=pass"], True),
+    (["--filter=fua", "fuamode=discard"], True),
+    (["-r", "--filter=fua", "fuamode=force"], True),
+    (["--filter=nozero", "zeromode=plugin"], True),  # there is writing
+    (["--filter=nozero", "zeromode=notrim"], True),
+])
+def test_modes_over_a_disk_that_can_only_write(words, opens):
+    """An eval script without flush, FUA, trim and zero."""
+    script = ["get_size=echo 1M", "pread=head -c $3 /dev/zero", "pwrite=cat >/dev/null"]
+    for program in (WEFT, NBDKIT):
+        done = run(program, "-U", "-", *words[:-1], "eval", *script, words[-1], "--run",
+                   'nbdinfo --size "$uri"', check=False)
+        assert (done.returncode == 0) is opens, f"{program}: {done.stderr}"
+        if not opens:
+            assert program == NBDKIT or f"{words[-1]} needs a disk that can" in done.stderr
+
+
 def test_what_nbdkit_forgets_to_know():
     assert advertised(WEFT, ["--filter=fua", "memory", "1M", "fuamode=none"])["can_fua"] is False
     assert advertised(WEFT, ["--filter=fua", "memory", "1M", "fua-mode=native"])["can_fua"] is True
