@@ -80,7 +80,8 @@ disk::Surroundings surroundings(const Options& options, const disk::Plugin& plug
                                 engine::BlockingPool& pool) {
   return {.pool = pool,
           .one_connection =
-              options.single || options.server.shared == 1 || plugin.connections_max() == 1};
+              options.single || options.server.shared == 1 || plugin.connections_max() == 1,
+          .explaining = options.action == Action::kExplain};
 }
 
 // The process that serves, after the last fork.

@@ -176,6 +176,8 @@ struct Surroundings {
   engine::BlockingPool& pool;
   // The server, or some layer, admits one client at a time: there is nobody to share with.
   bool one_connection = false;
+  // Nobody is served: it is only asked what would be (--explain). Nothing is to be left behind.
+  bool explaining = false;
 };
 
 // One line of `--explain`: which part decided what, and why.

@@ -51,14 +51,16 @@ std::string explain(const Config& config, disk::Plugin& plugin, const std::strin
   fmt::format_to(out, "disk        {}\n", plugin_name);
   fmt::format_to(out, "multi-conn  {}: decided by {}: {}\n",
                  multi.advertised ? "advertised" : "not advertised", multi.decided_by, multi.why);
-  if (multi.advertised) {
+  const bool promised = multi.advertised && !can.multi_conn_ordered;
+  if (promised) {
     out = fmt::format_to(
         out,
         "visibility  what one connection wrote and was told is done is seen by all others, at\n"
         "            the latest after a flush on any of them\n");
   } else {
     out = fmt::format_to(
-        out, "visibility  a client should use one connection; nothing is promised over several\n");
+        out, "visibility  a client should use one connection; nothing is promised over several{}\n",
+        multi.advertised ? ",\n            though the operator has it advertised" : "");
   }
   if (!writable) {
     fmt::format_to(out, "durability  nothing is written\n");
@@ -67,7 +69,7 @@ std::string explain(const Config& config, disk::Plugin& plugin, const std::strin
                    "durability  a flush covers every write acknowledged before it was sent, on "
                    "{};\n            if a sync ever fails, every later flush fails until the disk "
                    "is reopened\n",
-                   multi.advertised ? "any connection" : "its connection");
+                   promised ? "any connection" : "its connection");
   } else {
     fmt::format_to(out, "durability  none: the disk cannot flush\n");
   }

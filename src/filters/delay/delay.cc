@@ -2,6 +2,9 @@
 // The delay filter: makes operations take longer. A delayed operation waits for a timer of its
 // connection's loop, side by side with all others; no thread waits.
 #include <array>
+#include <cerrno>
+#include <map>
+#include <mutex>
 #include <utility>
 
 #include "base/parse.h"
@@ -19,14 +22,50 @@ struct Delays {
   bool fast_zero = true;  // false: a fast zero is refused at once
 };
 
+// The delays in progress: they end early when weft gives up what is still in progress. Thread-safe.
+class Sleepers {
+ public:
+  // False: given up before its time.
+  Task<bool> sleep(disk::Loop& loop, Delays::Time delay) {
+    engine::Timer timer(loop);
+    {
+      const std::lock_guard lock(mutex_);
+      if (abandoned_) co_return false;
+      timers_.emplace(&timer, &loop);
+    }
+    const bool slept = co_await timer.sleep(delay);
+    const std::lock_guard lock(mutex_);
+    timers_.erase(&timer);
+    co_return slept;
+  }
+
+  void abandon() {
+    const std::lock_guard lock(mutex_);
+    abandoned_ = true;
+    for (const auto& [timer, loop] : timers_) {
+      loop->call([this, timer] {
+        const std::lock_guard relock(mutex_);
+        if (timers_.contains(timer)) timer->cancel();  // it goes on this thread alone
+      });
+    }
+  }
+
+ private:
+  std::mutex mutex_;
+  bool abandoned_ = false;
+  std::map<engine::Timer*, disk::Loop*> timers_;
+};
+
 class DelayDisk final : public disk::FilterDisk {
  public:
-  // `delays` outlives the disk.
-  DelayDisk(std::unique_ptr<disk::Disk> next, disk::Loop& loop, const Delays& delays)
+  // Both references outlive the disk.
+  DelayDisk(std::unique_ptr<disk::Disk> next, disk::Loop& loop, const Delays& delays,
+            Sleepers& sleepers)
       : FilterDisk(std::move(next),
                    delays.read.count() > 0 ? disk::Reads::kIntercepted : disk::Reads::kForwarded),
         loop_(loop),
-        delays_(delays) {
+        delays_(delays),
+        sleepers_(sleepers) {
     disk::Capabilities& c = capabilities_;
     // Where the layer below emulates, it is asked by the operation's own name: a zero is delayed
     // once, as a zero, not as the many writes that it becomes.
@@ -58,7 +97,8 @@ class DelayDisk final : public disk::FilterDisk {
     return after(delays_.extents, [this, &into, one] { return next().extents(into, one); });
   }
   Task<Status> close() override {
-    return after(delays_.close, [this] { return next().close(); });
+    if (delays_.close.count() == 0) return next().close();
+    return close_later();
   }
 
  private:
@@ -69,13 +109,19 @@ class DelayDisk final : public disk::FilterDisk {
   }
   template <typename F>
   Task<Status> later(Delays::Time delay, F call) {
-    engine::Timer timer(loop_);
-    co_await timer.sleep(delay);
+    if (!co_await sleepers_.sleep(loop_, delay)) {
+      co_return fail(ESHUTDOWN, "the server stops before the delay is over");
+    }
     co_return co_await call();
+  }
+  Task<Status> close_later() {
+    (void)co_await sleepers_.sleep(loop_, delays_.close);
+    co_return co_await next().close();
   }
 
   disk::Loop& loop_;
   const Delays& delays_;
+  Sleepers& sleepers_;
 };
 
 struct Parameter {
@@ -112,17 +158,22 @@ class Delay final : public disk::Filter {
 
   Task<Result<std::unique_ptr<disk::Disk>>> open(disk::OpenRequest request) override {
     disk::Loop& loop = request.loop;
-    if (delays_.open.count() > 0) {
-      engine::Timer timer(loop);
-      co_await timer.sleep(delays_.open);
+    if (delays_.open.count() > 0 && !co_await sleepers_.sleep(loop, delays_.open)) {
+      co_return fail(ESHUTDOWN, "the server stops before the delay is over");
     }
     Result<std::unique_ptr<disk::Disk>> next = co_await open_next(std::move(request));
     if (!next) co_return next;
-    co_return std::make_unique<DelayDisk>(std::move(*next), loop, delays_);
+    co_return std::make_unique<DelayDisk>(std::move(*next), loop, delays_, sleepers_);
+  }
+
+  void abandon() override {
+    sleepers_.abandon();
+    next().abandon();
   }
 
  private:
   Delays delays_;
+  Sleepers sleepers_;
 };
 
 }  // namespace

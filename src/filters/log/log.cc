@@ -185,7 +185,7 @@ class Log final : public disk::Filter {
   }
 
   void begin(const disk::Surroundings& surroundings) override {
-    if (!file_ && script_.empty()) return;
+    if (surroundings.explaining || (!file_ && script_.empty())) return;
     // What is no regular file cannot be emptied, and need not be.
     if (file_ && !append_) (void)!::ftruncate(file_.get(), 0);
     lane_ = std::make_unique<engine::Lane>(surroundings.pool);

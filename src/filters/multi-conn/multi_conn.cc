@@ -71,20 +71,18 @@ class MultiConnFilter final : public disk::Filter {
     if (!next) co_return next;
     const std::shared_ptr<Shared> shared = share(**next, export_name);
     const disk::Capabilities& can = (*next)->capabilities();
-    switch (resolve(can, *shared, export_name)) {
-      case Mode::kEmulate:
-        if (can.flush == Support::kNone) {
-          (void)co_await (*next)->close();
-          co_return fail(EOPNOTSUPP, kNoFlushText);
-        }
-        co_return make_emulated_disk(std::move(*next), shared->group, loop);
-      case Mode::kUnsafe:
-        co_return tracked(std::move(*next), *shared, Advertise::kOrdered);
-      case Mode::kDisable:
-        co_return tracked(std::move(*next), *shared, Advertise::kNo);
-      default:
-        co_return tracked(std::move(*next), *shared, Advertise::kAsBelow);
+    const auto [mode, reason] = resolve(can, *shared, export_name);
+    if (mode == Mode::kEmulate) {
+      if (can.flush == Support::kNone) {
+        (void)co_await (*next)->close();
+        co_return fail(EOPNOTSUPP, kNoFlushText);
+      }
+      co_return make_emulated_disk(std::move(*next), shared->group, loop);
     }
+    const Advertise advertise = mode == Mode::kUnsafe    ? Advertise::kOrdered
+                                : mode == Mode::kDisable ? Advertise::kNo
+                                                         : Advertise::kAsBelow;
+    co_return make_tracked_disk(std::move(*next), shared->changes, tracking_, advertise, reason);
   }
 
   [[nodiscard]] std::vector<disk::Explanation> explain_layer() const override {
@@ -145,7 +143,11 @@ class MultiConnFilter final : public disk::Filter {
         });
   }
 
-  Mode resolve(const disk::Capabilities& can, Shared& shared, const std::string& export_name) {
+  struct Resolved {
+    Mode mode;  // not kAuto
+    const char* reason;
+  };
+  Resolved resolve(const disk::Capabilities& can, Shared& shared, const std::string& export_name) {
     if (mode_ == Mode::kPlugin && tracking_ == Tracking::kFast && !can.multi_conn &&
         !shared.warned.exchange(true)) {
       log::warning(
@@ -154,22 +156,20 @@ class MultiConnFilter final : public disk::Filter {
           "needs",
           export_name);
     }
-    if (mode_ != Mode::kAuto) return mode_;
-    if (one_connection_) return Mode::kDisable;
-    if (can.multi_conn) return Mode::kPlugin;
-    if (can.flush != Support::kNone) return Mode::kEmulate;
+    if (mode_ == Mode::kDisable) return {mode_, "multi-conn-mode=disable"};
+    if (mode_ == Mode::kUnsafe) return {mode_, "multi-conn-mode=unsafe says so, true or not"};
+    if (mode_ != Mode::kAuto) return {mode_, nullptr};
+    if (one_connection_) return {Mode::kDisable, "only one client may be connected at a time"};
+    if (can.multi_conn) return {Mode::kPlugin, nullptr};
+    if (can.flush != Support::kNone) return {Mode::kEmulate, nullptr};
     if (!shared.warned.exchange(true)) {
       log::warning(
           "export \"{}\": the disk cannot flush, so several connections cannot be made to see one "
           "disk: multi-conn-mode=auto means disable here, and multi-conn is not advertised",
           export_name);
     }
-    return Mode::kDisable;
-  }
-
-  std::unique_ptr<disk::Disk> tracked(std::unique_ptr<disk::Disk> next, const Shared& shared,
-                                      Advertise advertise) const {
-    return make_tracked_disk(std::move(next), shared.changes, tracking_, advertise);
+    return {Mode::kDisable,
+            "the disk cannot flush, so nothing can make its connections see one disk"};
   }
 
   Mode mode_ = Mode::kAuto;

@@ -14,7 +14,7 @@ using disk::Task;
 class TrackedDisk final : public disk::FilterDisk {
  public:
   TrackedDisk(std::unique_ptr<disk::Disk> next_disk, std::shared_ptr<ChangeCount> changes,
-              Tracking tracking, Advertise advertise)
+              Tracking tracking, Advertise advertise, const char* reason)
       : FilterDisk(std::move(next_disk), Reads::kForwarded),
         changes_(std::move(changes)),
         tracking_(tracking),
@@ -23,8 +23,7 @@ class TrackedDisk final : public disk::FilterDisk {
     const bool ordered = advertise == Advertise::kOrdered;
     capabilities_.multi_conn_layer = "the multi-conn filter";
     capabilities_.multi_conn = capabilities_.multi_conn_ordered = ordered;
-    capabilities_.multi_conn_reason = ordered ? "multi-conn-mode=unsafe says so, true or not"
-                                              : "it is switched off, or would be of no use";
+    capabilities_.multi_conn_reason = reason;
   }
 
   Task<Status> write(uint64_t offset, ByteSpan from, bool fua) override {
@@ -74,8 +73,10 @@ class TrackedDisk final : public disk::FilterDisk {
 
 std::unique_ptr<disk::Disk> make_tracked_disk(std::unique_ptr<disk::Disk> next,
                                               std::shared_ptr<ChangeCount> changes,
-                                              Tracking tracking, Advertise advertise) {
-  return std::make_unique<TrackedDisk>(std::move(next), std::move(changes), tracking, advertise);
+                                              Tracking tracking, Advertise advertise,
+                                              const char* reason) {
+  return std::make_unique<TrackedDisk>(std::move(next), std::move(changes), tracking, advertise,
+                                       reason);
 }
 
 }  // namespace weft::filters

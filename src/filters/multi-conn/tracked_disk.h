@@ -27,8 +27,10 @@ enum class Advertise : uint8_t { kNo, kAsBelow, kOrdered };
 //    has changed on any connection since the last one;
 //  - else: those before the first change on any connection. From then on the disk below alone knows
 //    which connection needs what.
+// `reason`: why it is advertised, or not; a static string.
 std::unique_ptr<disk::Disk> make_tracked_disk(std::unique_ptr<disk::Disk> next,
                                               std::shared_ptr<ChangeCount> changes,
-                                              Tracking tracking, Advertise advertise);
+                                              Tracking tracking, Advertise advertise,
+                                              const char* reason);
 
 }  // namespace weft::filters

@@ -134,8 +134,9 @@ class Stats final : public disk::Filter {
     }
   }
 
-  void begin(const disk::Surroundings&) override {
+  void begin(const disk::Surroundings& surroundings) override {
     started_ = Clock::now();
+    if (surroundings.explaining) return;
     // What is no regular file cannot be emptied, and need not be.
     if (!append_ && ::ftruncate(file_.get(), 0) != 0 && errno != EINVAL) complain(errno);
   }
