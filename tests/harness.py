@@ -69,7 +69,7 @@ class Server:
     """One server process on a private Unix socket, in the foreground, with its log in a file."""
 
     def __init__(self, *args, engine=None, unix=True, options=(), env=None, launcher=(),
-                 wait=True, pass_fds=(), preexec=None, dir_mode=0o700):
+                 wait=True, pass_fds=(), preexec=None, dir_mode=0o700, program=WEFT):
         # A short name: the kernel takes 107 bytes for the path of a Unix socket.
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="weft-"))
         self.dir.chmod(dir_mode)
@@ -78,7 +78,7 @@ class Server:
         self.log_path = self.dir / "log"
         self.args = [str(arg) for arg in args]
         self.may_die = False  # set by a test that kills the server itself
-        command = [*launcher, WEFT, "-f", "-P", str(self.pidfile)]
+        command = [*launcher, program, "-f", "-P", str(self.pidfile)]
         if unix:
             command += ["-U", self.socket]
         if engine and IS_WEFT:

@@ -168,6 +168,10 @@ ScriptAnswer ScriptPlugin::judge(std::string_view method, ScriptEnd end) {
     default:
       complain(how);
   }
+  if (answer.code == ScriptCode::kOk && end.not_fed > 0) {
+    failed(EIO, fmt::format("ended well, but did not read all of its input: {} bytes were left",
+                            end.not_fed));
+  }
   if (answer.code == ScriptCode::kOk && end.out_too_long && method != "pread") {
     failed(EIO, fmt::format("printed more than {} bytes", ScriptProcesses::kOutputMax));
   }
@@ -208,7 +212,9 @@ ScriptAnswer ScriptPlugin::ask(std::string_view method, std::vector<std::string>
     answer.error = {EIO, "the script failed: the server's log says how"};
     answer.text = "ended with status 3 (false), which is no answer to this method";
   }
-  if (answer.code == ScriptCode::kError) log::error("{}: {}", name_of(method), answer.text);
+  if (answer.code != ScriptCode::kError) return answer;
+  // A script that could not be started because weft ends is no news.
+  if (!answer.abandoned || method != "close") log::error("{}: {}", name_of(method), answer.text);
   return answer;
 }
 

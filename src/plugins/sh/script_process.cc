@@ -48,10 +48,26 @@ void make_nonblocking(const Fd& fd) {
   if (fd) ::fcntl(fd.get(), F_SETFL, ::fcntl(fd.get(), F_GETFL) | O_NONBLOCK);
 }
 
+// Writes the next bytes of the input until the pipe is full. False: nobody reads it any more.
+bool feed(const Fd& pipe, const ScriptInput& input, uint64_t& fed) {
+  const uint64_t to_feed = input.data.size() + input.zeroes;
+  while (fed < to_feed) {
+    const ByteSpan next = fed < input.data.size()
+                              ? input.data.subspan(fed)
+                              : ByteSpan(zeroes).first(std::min<uint64_t>(kChunk, to_feed - fed));
+    const ssize_t n = ::write(pipe.get(), next.data(), next.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return errno == EAGAIN;
+    fed += static_cast<uint64_t>(n);
+  }
+  return true;
+}
+
 }  // namespace
 
 struct ScriptProcesses::Pipes {
   Pipe in, out, err;
+  uint64_t fed = 0;
 };
 
 ScriptProcesses::ScriptProcesses()
@@ -149,6 +165,13 @@ ScriptEnd ScriptProcesses::run(const std::string& program, std::span<const std::
   for (const std::string& word : arguments) words.push_back(const_cast<char*>(word.c_str()));
   words.push_back(nullptr);
 
+  // What fits into the pipe is there when the program begins, and when it ends at once: then its
+  // status alone says whether that is well.
+  if (has_input) {
+    make_nonblocking(pipes.in.write);
+    feed(pipes.in.write, input, pipes.fed);
+  }
+
   {
     const std::lock_guard lock(mutex_);
     end.abandoned = ending_ && time_max_ms == 0;
@@ -168,6 +191,8 @@ ScriptEnd ScriptProcesses::run(const std::string& program, std::span<const std::
   pipes.err.write.reset();
   if (!end.not_started) talk(pipes, input, into, time_max_ms, pid, end);
 
+  end.not_fed = input.data.size() + input.zeroes - pipes.fed;
+
   siginfo_t info;
   while (::waitid(P_PID, static_cast<id_t>(pid), &info, WEXITED | WNOWAIT) != 0 && errno == EINTR) {
   }
@@ -183,28 +208,13 @@ ScriptEnd ScriptProcesses::run(const std::string& program, std::span<const std::
 // from the program.
 void ScriptProcesses::talk(Pipes& pipes, const ScriptInput& input, MutableByteSpan* into,
                            int64_t time_max_ms, pid_t pid, ScriptEnd& end) {
-  make_nonblocking(pipes.in.write);
   make_nonblocking(pipes.out.read);
   make_nonblocking(pipes.err.read);
   const auto deadline = Clock::now() + std::chrono::milliseconds(time_max_ms);
-  uint64_t fed = 0;
   const uint64_t to_feed = input.data.size() + input.zeroes;
+  if (pipes.fed == to_feed) pipes.in.write.reset();
   std::vector<std::byte> scratch;
 
-  const auto feed = [&] {
-    while (fed < to_feed) {
-      const ByteSpan next = fed < input.data.size()
-                                ? input.data.subspan(fed)
-                                : ByteSpan(zeroes).first(std::min<uint64_t>(kChunk, to_feed - fed));
-      const ssize_t n = ::write(pipes.in.write.get(), next.data(), next.size());
-      if (n < 0 && errno == EINTR) continue;
-      if (n < 0 && errno == EAGAIN) return;
-      // EPIPE: it does not want the rest. Whether that is well its exit status says.
-      if (n < 0) break;
-      fed += static_cast<uint64_t>(n);
-    }
-    pipes.in.write.reset();
-  };
   const auto hear = [&] {
     for (;;) {
       MutableByteSpan room;
@@ -259,7 +269,9 @@ void ScriptProcesses::talk(Pipes& pipes, const ScriptInput& input, MutableByteSp
       end.abandoned = true;  // it has been killed; somebody else may still hold its output
       return;
     }
-    if (waits[0].revents) feed();
+    if (waits[0].revents && (!feed(pipes.in.write, input, pipes.fed) || pipes.fed == to_feed)) {
+      pipes.in.write.reset();
+    }
     if (waits[1].revents) hear();
     if (waits[2].revents) hear_errors();
   }

@@ -34,7 +34,8 @@ struct ScriptEnd {
   std::string out;         // its standard output, unless that went elsewhere
   uint64_t out_bytes = 0;  // how much it printed
   bool out_too_long = false;
-  std::string err;  // the beginning of its standard error output
+  uint64_t not_fed = 0;  // bytes of its input that it did not take
+  std::string err;       // the beginning of its standard error output
 };
 
 // Thread-safe but for the constructor and set_variable().
