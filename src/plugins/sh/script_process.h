@@ -38,7 +38,8 @@ struct ScriptEnd {
   std::string err;       // the beginning of its standard error output
 };
 
-// Thread-safe but for the constructor and set_variable().
+// Thread-safe but for the constructor, set_variable() and use_groups(). This process ignores
+// SIGPIPE when a program has input.
 class ScriptProcesses {
  public:
   static constexpr size_t kOutputMax = 64 << 20;  // bytes
