@@ -13,7 +13,7 @@ import time
 import nbd
 import pytest
 
-from harness import KIB, MIB, NBDKIT, WEFT, run, wait_until
+from harness import KIB, MIB, WEFT, run, wait_until
 from script_disks import (FILE_SCRIPT, PROGRAMS, capabilities, extents, files_of, gone, outcome,
                           refusal, run_with, script)
 
@@ -330,7 +330,6 @@ def test_refusals_name_the_thing_and_the_mend(folder):
     picky = script(folder, "#!/bin/sh\ncase $1 in config) echo EINVAL not $2 >&2; exit 1;;"
                    " *) exit 2; esac", "picky.sh")
     message = refusal("sh", picky, "a=b")
-    assert f"{picky}: config a=b" not in message and "config: a=b" not in message or True
     assert "not a" in message and "a=b" in message and str(picky) in message
 
 
@@ -490,7 +489,7 @@ def test_a_hung_script_does_not_keep_weft(serve, folder, image, tmpdir_base):
 @pytest.mark.parametrize("how", ["killed", "second signal"])
 def test_no_script_outlives_weft(serve, folder, image, how):
     image(MIB, "image")
-    server = server_for(serve, folder, STALLING)
+    server = server_for(serve, folder, STALLING, options=["-v"])
     (folder / "stall").touch()
     client = server.connect()
     in_thread(lambda: client.pread(512, 0))
@@ -500,8 +499,7 @@ def test_no_script_outlives_weft(serve, folder, image, how):
         server.signal(signal.SIGKILL)
     else:
         server.signal(signal.SIGTERM)
-        wait_until(lambda: "stopping" in server.log() or True, "the first signal is seen")
-        time.sleep(0.2)
+        wait_until(lambda: "stopping: " in server.log(), "the first signal is seen")
         server.signal(signal.SIGTERM)
     server.wait()
     wait_until(lambda: gone(stalled(folder)[0]), "the script ends")
