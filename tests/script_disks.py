@@ -32,7 +32,8 @@ case "$1" in
   is_rotational|can_write|can_flush|can_trim|can_zero|can_extents|can_fast_zero|can_multi_conn)
           exit 0 ;;
   can_fua|can_cache) echo native ;;
-  pread) dd if="$tmpdir/image" iflag=count_bytes,skip_bytes count="$3" skip="$4" bs=1M 2>/dev/null ;;
+  pread) dd if="$tmpdir/image" iflag=count_bytes,skip_bytes count="$3" skip="$4" bs=1M \
+            2>/dev/null ;;
   pwrite) dd of="$tmpdir/image" oflag=seek_bytes seek="$4" conv=notrunc bs=1M iflag=fullblock \
              2>/dev/null ;;
   zero|trim) fallocate -p -n -o "$4" -l "$3" "$tmpdir/image" ;;

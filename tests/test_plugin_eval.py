@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
-"""The eval plugin; and, because it needs no files, what answers mean to clients of weft and nbdkit."""
+"""The eval plugin; and, since it needs no files, what answers mean to clients.
+
+Where nbdkit is installed, they must mean the same to its clients.
+"""
 import os
 
 import nbd

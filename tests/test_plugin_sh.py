@@ -158,7 +158,7 @@ esac; exit 1;; *) exit 2; esac"""
             assert outcome(client.pread, 512, 0) == bytes(512)
         assert "the text" in server.log() and "ENOSPC the text" not in server.log()
     assert seen[WEFT][:6] == ["ENOSPC", "ENOSPC", "ENOSPC", "EIO", "EIO", "EIO"]
-    assert len({repr(value) for value in seen.values()}) == 1, list(zip(ERROR_WORDS, *seen.values()))
+    assert len({repr(value) for value in seen.values()}) == 1, seen
 
 
 EXIT_CODES = [0, 1, 2, 3, 9, 42, 100, 127, 128, 255]
@@ -200,8 +200,10 @@ case $1 in get_size) echo 1M;; pread) exec cat /dev/zero;; *) exit 2; esac"""
         assert outcome(client.pread, 512, 0) == "EIO"
 
 
-LISTS = ["a\\nb\\n", "NAMES\\na\\nb\\n", "INTERLEAVED\\na\\nA\\nb\\nB\\n", "INTERLEAVED\\na\\nA\\nb\\n",
-         "NAMES+DESCRIPTIONS\\na\\nb\\nA\\nB\\n", "NAMES+DESCRIPTIONS\\na\\nb\\nA\\n", "names\\nx\\n"]
+LISTS = ["a\\nb\\n", "NAMES\\na\\nb\\n", "INTERLEAVED\\na\\nA\\nb\\nB\\n",
+         "INTERLEAVED\\na\\nA\\nb\\n",
+         "NAMES+DESCRIPTIONS\\na\\nb\\nA\\nB\\n",
+         "NAMES+DESCRIPTIONS\\na\\nb\\nA\\n", "names\\nx\\n"]
 
 
 @pytest.mark.parametrize("text", LISTS)
@@ -433,7 +435,9 @@ STALLING = f"""#!/bin/bash
 image=$FOLDER/image
 case $1 in get_size) stat -c %s $image;; thread_model) echo parallel;;
 can_write|can_flush|can_multi_conn) exit 0;; can_fua) echo ${{FUA:-emulate}};;
-pread) if [ $4 = 0 ] && [ -e $FOLDER/stall ]; then echo $$ >>$FOLDER/stalled; exec sleep {STALL_S}; fi
+pread) if [ $4 = 0 ] && [ -e $FOLDER/stall ]; then
+    echo $$ >>$FOLDER/stalled; exec sleep {STALL_S}
+  fi
   dd if=$image iflag=count_bytes,skip_bytes skip=$4 count=$3 2>/dev/null;;
 pwrite) if [ $4 = 0 ] && [ -e $FOLDER/stall ]; then
     rm $FOLDER/stall; echo $$ >>$FOLDER/stalled
@@ -639,7 +643,8 @@ def test_no_descriptor_reaches_a_script(serve, folder):
     """But its three; the script tells by its standard error output when one is refused."""
     text = """#!/bin/bash
 case $1 in get_size) echo 1M;; pread) ls -l /proc/$$/fd >"$FOLDER/fds"
-grep -E 'Sig(Blk|Ign)' /proc/self/status >"$FOLDER/signals"; head -c $3 /dev/zero;; *) exit 2; esac"""
+grep -E 'Sig(Blk|Ign)' /proc/self/status >"$FOLDER/signals"
+head -c $3 /dev/zero;; *) exit 2; esac"""
     server = server_for(serve, folder, text)
     with server.client() as client:
         assert client.pread(512, 0) == bytes(512)
