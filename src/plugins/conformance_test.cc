@@ -49,6 +49,23 @@ Candidate file(std::string label, uint64_t size, Parameters parameters) {
           true};
 }
 
+// A disk of pieces of shell script over a file. `more`: further methods.
+Candidate eval(std::string label, uint64_t size, Parameters more) {
+  return {std::move(label),
+          [size, more](const std::filesystem::path& scratch) -> std::unique_ptr<Plugin> {
+            const std::string image = make_image(scratch / "disk.img", size);
+            Parameters all = {
+                {"get_size", "stat -c %s " + image},
+                {"pread", "dd iflag=skip_bytes,count_bytes skip=$4 count=$3 bs=1M if=" + image},
+                {"pwrite",
+                 "dd iflag=fullblock oflag=seek_bytes seek=$4 conv=notrunc bs=1M of=" + image},
+                {"flush", "exit 0"}};
+            all.insert(all.end(), more.begin(), more.end());
+            return make_plugin("eval", all);
+          },
+          true};
+}
+
 // A file without a name on tmpfs; none where there is no tmpfs to be had.
 Fd make_memory_file(const std::filesystem::path& scratch, uint64_t size) {
   const std::string path = "/dev/shm/" + scratch.filename().string();
@@ -117,6 +134,11 @@ INSTANTIATE_TEST_SUITE_P(
         loop_device("LoopDevice", 2 << 20, {}),
         loop_device("LoopDeviceDirect", 2 << 20, {{"cache", "none"}}),
         file_in_memory("FileOnTmpfs", kOdd),
+        eval("Eval", 64 << 10,
+             {{"thread_model", "echo parallel"},
+              {"can_multi_conn", "exit 0"},
+              {"zero", "echo ENOTSUP >&2; exit 1"},
+              {"extents", "echo 0 64K"}}),
     }),
     conformance_name);
 
