@@ -138,7 +138,7 @@ def test_a_script_that_answers_nothing(serve, folder):
 
 ERROR_WORDS = ["ENOSPC the text", "ENOSPC", "enospc", "ENOSPCX", "ENOSPC: text", "  ENOSPC",
                "EIO text", "EPERM", "EROFS", "EINVAL\ttext", "ESHUTDOWN", "EDQUOT", "EFBIG",
-               "EOVERFLOW", "ENXIO no such word", "text", "text\\nENOSPC", ""]
+               "EOVERFLOW", "ENOMEM", "ENXIO no such word", "text", "text\\nENOSPC", ""]
 
 
 def test_errno_words(serve, folder):
