@@ -48,7 +48,27 @@ Change::Link& ChangeOrder::link_of(Change& change, int bucket) {
   return change.more_ ? change.more_[bucket] : change.first_;
 }
 
+// With the buckets locked: once for each list and each change in it that overlaps `range`.
+uint32_t ChangeOrder::blockers_of(Range range, uint64_t buckets) const {
+  uint32_t blockers = 0;
+  for (uint64_t left = buckets; left; left &= left - 1) {
+    const Bucket& bucket = buckets_[std::countr_zero(left)];
+    for (const Change::Link* link = bucket.head; link; link = link->next) {
+      if (link->change->range_.overlaps(range)) blockers++;
+    }
+  }
+  return blockers;
+}
+
 bool ChangeOrder::enter(Change& change, Range range, engine::Loop& loop) {
+  return add(change, range, loop, false);
+}
+
+bool ChangeOrder::try_enter(Change& change, Range range, engine::Loop& loop) {
+  return add(change, range, loop, true);
+}
+
+bool ChangeOrder::add(Change& change, Range range, engine::Loop& loop, bool only_unblocked) {
   assert(!range.empty());
   range = range.rounded_out(granularity_);
   const uint64_t buckets = buckets_of(range);
@@ -59,14 +79,17 @@ bool ChangeOrder::enter(Change& change, Range range, engine::Loop& loop) {
   change.waking_ = false;
   if (std::popcount(buckets) > 1) change.more_ = new Change::Link[kBuckets];
 
-  uint32_t blockers = 0;
   lock(buckets);
+  const uint32_t blockers = blockers_of(range, buckets);
+  if (blockers != 0 && only_unblocked) {
+    unlock(buckets);
+    change.buckets_ = 0;
+    delete[] std::exchange(change.more_, nullptr);
+    return false;
+  }
   for (uint64_t left = buckets; left; left &= left - 1) {
     const int index = std::countr_zero(left);
     Bucket& bucket = buckets_[index];
-    for (const Change::Link* link = bucket.head; link; link = link->next) {
-      if (link->change->range_.overlaps(range)) blockers++;
-    }
     Change::Link& link = link_of(change, index);
     link = {&change, bucket.tail, nullptr};
     (bucket.tail ? bucket.tail->next : bucket.head) = &link;

@@ -72,6 +72,9 @@ class ChangeOrder {
   // True: it may start now. False: may_start() will be called on `loop`.
   [[nodiscard]] bool enter(Change& change, Range range, engine::Loop& loop);
 
+  // Enters the change if it may start now. False: it is not entered, and nothing is left behind.
+  [[nodiscard]] bool try_enter(Change& change, Range range, engine::Loop& loop);
+
   // The change is done up to `offset` (exclusive): others may have what lies before it.
   void advance(Change& change, uint64_t offset);
 
@@ -90,6 +93,8 @@ class ChangeOrder {
     Change::Link* tail = nullptr;
   };
   static uint64_t buckets_of(Range range);
+  uint32_t blockers_of(Range range, uint64_t buckets) const;
+  bool add(Change& change, Range range, engine::Loop& loop, bool only_unblocked);
   void lock(uint64_t buckets);
   void unlock(uint64_t buckets);
   Change::Link& link_of(Change& change, int bucket);

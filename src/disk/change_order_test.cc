@@ -220,6 +220,24 @@ TEST_F(ChangeOrderTest, AdvanceFreesWholeBlocksOnly) {
 }
 
 // A change that heard that it may start, and is dropped before it does, is free at once.
+TEST_F(ChangeOrderTest, WhoOnlyTriesLeavesNothingBehind) {
+  ChangeOrder order(4096);
+  Tested held;
+  Tested tried;
+  Tested next;
+  ASSERT_TRUE(order.enter(held, {0, 3 * kMiB}, *loop));
+  EXPECT_FALSE(order.try_enter(tried, {kMiB, 1}, *loop));
+  EXPECT_FALSE(order.try_enter(tried, {3 * kMiB - 1, 2 * kMiB}, *loop));
+  ASSERT_TRUE(order.leave(held));
+  EXPECT_TRUE(order.try_enter(tried, {kMiB, 3 * kMiB}, *loop));
+  EXPECT_FALSE(order.enter(next, {2 * kMiB, 1}, *loop));
+  EXPECT_TRUE(order.leave(tried));
+  loop->run_until_done(engine::done());
+  EXPECT_EQ(next.starts, 1);
+  EXPECT_EQ(tried.starts, 0);
+  EXPECT_TRUE(order.leave(next));
+}
+
 TEST_F(ChangeOrderTest, LeavingAfterMayStartHasNothingToWaitFor) {
   ChangeOrder order;
   Tested first, second;
