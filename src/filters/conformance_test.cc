@@ -3,6 +3,7 @@
 #include "disk/conformance.h"
 
 #include <filesystem>
+#include <fstream>
 #include <string>
 #include <utility>
 
@@ -24,17 +25,31 @@ Candidate over_memory(std::string label, std::string name, filters::Parameters p
           }};
 }
 
+// Over a file that is full of data.
+Candidate over_file(std::string label, std::string name, uint64_t size,
+                    filters::Parameters parameters = {}) {
+  return {std::move(label), [name, size, parameters](const std::filesystem::path& scratch) {
+            const std::string path = scratch / "disk";
+            std::string content(size, '\0');
+            for (uint64_t i = 0; i < size; i++) content[i] = static_cast<char>(1 + i % 251);
+            std::ofstream(path) << content;
+            return make_filtered(name, parameters, make_configured("file", {{"file", path}}));
+          }};
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Filters, Conformance,
     each_engine({
-        over_memory("FuaNone", "fua"),
-        over_memory("FuaEmulate", "fua", {{"fuamode", "emulate"}}),
-        over_memory("FuaNative", "fua", {{"fuamode", "native"}}),
-        over_memory("FuaForce", "fua", {{"fuamode", "force"}}),
-        over_memory("FuaDiscard", "fua", {{"fuamode", "discard"}}),
-        over_memory("FuaFlushOnClose", "fua", {{"fuamode", "pass"}, {"flush-on-close", "true"}}),
-        over_memory("Ip", "ip", {{"deny", "10.0.0.0/8"}}),
-        over_memory("Limit", "limit", {{"limit", "100"}}),
+        over_memory("Cow", "cow"),
+        over_memory("CowOfSmallBlocks", "cow", {{"cow-block-size", "4k"}}),
+        over_memory("CowOfOneBlock", "cow", {{"cow-block-size", "2m"}}),
+        over_memory("CowOnRead", "cow", {{"cow-on-read", "true"}, {"cow-block-size", "4k"}}),
+        over_memory("CowOnCache", "cow", {{"cow-on-cache", "true"}, {"cow-on-read", "/"}}),
+        over_file("CowOverFile", "cow", kOdd),
+        over_file("CowOnReadOverFile", "cow", kOdd,
+                  {{"cow-on-read", "true"}, {"cow-block-size", "4k"}}),
+        over_file("CowOfOneByte", "cow", 1),
+        over_file("CowOfNothing", "cow", 0),
         over_memory("Delay", "delay", {{"rdelay", "1ms"}, {"wdelay", "1ms"}}),
         over_memory("DelayNone", "delay"),
         over_memory("Error", "error"),
@@ -44,6 +59,14 @@ INSTANTIATE_TEST_SUITE_P(
                      {"error-flush-rate", "1"},
                      {"error-open-rate", "1"},
                      {"error-file", "/nonexistent/file"}}),
+        over_memory("FuaNone", "fua"),
+        over_memory("FuaEmulate", "fua", {{"fuamode", "emulate"}}),
+        over_memory("FuaNative", "fua", {{"fuamode", "native"}}),
+        over_memory("FuaForce", "fua", {{"fuamode", "force"}}),
+        over_memory("FuaDiscard", "fua", {{"fuamode", "discard"}}),
+        over_memory("FuaFlushOnClose", "fua", {{"fuamode", "pass"}, {"flush-on-close", "true"}}),
+        over_memory("Ip", "ip", {{"deny", "10.0.0.0/8"}}),
+        over_memory("Limit", "limit", {{"limit", "100"}}),
         over_memory("Log", "log", {{"logfile", "/dev/null"}}),
         over_memory("LogNone", "log"),
         over_memory("MultiConn", "multi-conn"),

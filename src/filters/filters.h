@@ -7,6 +7,7 @@
 
 namespace weft::filters {
 
+extern const disk::FilterInfo cow_filter;         // cow/cow.cc
 extern const disk::FilterInfo delay_filter;       // delay/delay.cc
 extern const disk::FilterInfo error_filter;       // error/error.cc
 extern const disk::FilterInfo fua_filter;         // fua/fua.cc
