@@ -95,6 +95,11 @@ class Aligner final : public Disk {
     return first < end ? Range{first, end - first} : Range{first, 0};
   }
 
+  // FUA of a change in several pieces is one flush after the last, where there is one.
+  [[nodiscard]] bool flush_at_end(bool fua) const {
+    return fua && capabilities_.flush != Support::kNone;
+  }
+
   Task<Status> read_bounced(Range range, std::byte* into) {
     const Range outer = around(range);
     const Buffer buffer = make_buffer(outer.length);
@@ -151,12 +156,15 @@ class Aligner final : public Disk {
     const Range middle = whole_blocks(range);
     const uint64_t head = middle.offset - range.offset;
     const uint64_t tail = range.end() - middle.end();
+    const bool flushed = flush_at_end(fua);
+    if (flushed) fua = false;
     Status done;
     if (head) done = co_await write_bounced({range.offset, head}, from, fua);
     if (done) done = co_await next_->write(middle.offset, {from + head, middle.length}, fua);
     if (done && tail) {
       done = co_await write_bounced({middle.end(), tail}, from + head + middle.length, fua);
     }
+    if (done && flushed) done = co_await next_->flush();
     co_return done;
   }
 
@@ -170,9 +178,12 @@ class Aligner final : public Disk {
     }
     const uint64_t head = middle.offset - range.offset;
     const uint64_t tail = range.end() - middle.end();
+    const bool flushed = flush_at_end(flags.fua);
+    if (flushed) flags.fua = false;
     Status done = co_await next_->zero(middle, flags);
     if (done && head) done = co_await write_bounced({range.offset, head}, nullptr, flags.fua);
     if (done && tail) done = co_await write_bounced({middle.end(), tail}, nullptr, flags.fua);
+    if (done && flushed) done = co_await next_->flush();
     co_return done;
   }
 
