@@ -167,6 +167,26 @@ def test_fast_zero_is_fast_or_refused(serve, engine):
         assert client.pread(102, 149999) == b"x" + bytes(100) + b"x"
 
 
+def test_clients_that_only_read_take_no_descriptors(serve, folder):
+    server = cow(serve, "memory", "1M", env={"TMPDIR": str(folder)})
+    with server.client() as client:
+        client.pread(1000, 0)
+        before = len(os.listdir(f"/proc/{server.pid}/fd"))
+        client.pwrite(b"x", 0)
+        assert len(os.listdir(f"/proc/{server.pid}/fd")) == before + 1
+
+
+def test_a_disk_that_is_resized_is_refused(serve, image):
+    path = image(MIB)
+    server = cow(serve, "file", f"dir={path.parent}")
+    with server.client(path.name) as client:
+        client.pwrite(b"x", 0)
+    os.truncate(path, 2 * MIB)
+    with pytest.raises(nbd.Error):
+        server.connect(path.name)
+    assert "had 1048576 bytes and has 2097152 now" in server.log()
+
+
 def overlay_bytes(server):
     """What the overlays take: the server's open files that have no name any more."""
     total = 0

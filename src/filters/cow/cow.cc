@@ -201,16 +201,12 @@ class Cow final : public disk::Filter {
     const std::shared_ptr<Overlay> overlay =
         overlays_.get(disk::export_key(**next, request.name),
                       [&] { return std::make_shared<Overlay>(*pool_, settings_, size); });
-    Status ready = co_await overlay->prepare(request.loop);
-    if (ready && overlay->size() != size) {
+    if (overlay->size() != size) {
       log::error("cow: the disk of export \"{}\" had {} bytes and has {} now", request.name,
                  overlay->size(), size);
-      ready = fail(EIO, "the disk below the overlay has another size now");
-    }
-    if (!ready) {
       const Status closed = co_await (*next)->close();
-      (void)closed;
-      co_return std::unexpected(ready.error());
+      (void)closed;  // nothing was written
+      co_return fail(EIO, "the disk below the overlay has another size now");
     }
     if ((*next)->capabilities().block_size.minimum > 1) next = disk::make_aligner(std::move(*next));
     co_return std::make_unique<CowDisk>(std::move(*next), overlay, request);

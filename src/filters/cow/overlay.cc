@@ -53,7 +53,7 @@ Overlay::Overlay(engine::BlockingPool& pool, const Settings& settings, uint64_t 
       order_(settings.block_size),
       copies_(settings.block_size) {}
 
-Task<Status> Overlay::prepare(Loop& loop) {
+Task<Status> Overlay::make_scratch(Loop& loop) {
   const engine::AsyncMutex::Guard guard = co_await prepare_mutex_.lock(loop);
   if (scratch_) co_return Status{};
   const auto make = [this]() -> std::string {
@@ -66,7 +66,10 @@ Task<Status> Overlay::prepare(Loop& loop) {
   };
   const std::string failure =
       co_await lane_.run(loop, BlockingReason::kOpen, BlockingKind::kParallel, make);
-  if (failure.empty()) co_return Status{};
+  if (failure.empty()) {
+    prepared_.store(true, std::memory_order_release);
+    co_return Status{};
+  }
   log::error("{}", failure);
   co_return fail(EIO, "there is no place for the overlay");
 }
@@ -157,6 +160,7 @@ Task<bool> Overlay::copy_up(Loop& loop, disk::Disk& below, Range blocks, Range r
   Turn turn(copies_, blocks, loop);
   // Nobody waits for us, and what is being changed comes here without our help.
   if (!turn.try_take() || !all(blocks, BlockState::kBelow)) co_return false;
+  if (!co_await prepare(loop)) co_return false;
   const Buffer buffer = make_buffer(std::min(blocks.length, kPieceSize));
   if (!buffer) co_return false;
   for (uint64_t offset = blocks.offset; offset < blocks.end();) {
@@ -215,6 +219,7 @@ Task<Status> Overlay::write_in_turn(Loop& loop, disk::Disk& below, Range range,
 // A block of which only a part is written, and which is not here yet, is brought here as a whole;
 // all the rest goes straight to its place.
 Task<Status> Overlay::write_now(Loop& loop, disk::Disk& below, Range range, const std::byte* from) {
+  if (const Status ready = co_await prepare(loop); !ready) co_return ready;
   const Range whole = range;
   const Range first = blocks_around({range.offset, 1});
   if ((range.offset != first.offset || range.end() < first.end()) &&

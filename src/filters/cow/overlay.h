@@ -52,9 +52,6 @@ class Overlay {
  public:
   Overlay(engine::BlockingPool& pool, const Settings& settings, uint64_t size);
 
-  // Makes the scratch file, once.
-  Task<Status> prepare(engine::Loop& loop);
-
   // The part of `range` from its start on that is found in one place, and which.
   struct Piece {
     BlockState state;
@@ -93,6 +90,14 @@ class Overlay {
   [[nodiscard]] bool all(Range range, BlockState state) const;
   void set(Range blocks, BlockState state);
 
+  // Makes the scratch file when something is to be kept for the first time: clients that only read,
+  // under many names, take no descriptors.
+  Task<Status> prepare(engine::Loop& loop) {
+    if (prepared_.load(std::memory_order_acquire)) return Status{};
+    return make_scratch(loop);
+  }
+  Task<Status> make_scratch(engine::Loop& loop);
+
   Task<Status> write_now(engine::Loop& loop, disk::Disk& below, Range range, const std::byte* from);
   Task<Status> fill_block(engine::Loop& loop, disk::Disk& below, Range block, Range range,
                           const std::byte* from);
@@ -118,7 +123,8 @@ class Overlay {
   disk::ChangeOrder order_;
   disk::ChangeOrder copies_;
   engine::AsyncMutex prepare_mutex_;
-  std::unique_ptr<disk::ScratchFile> scratch_;  // set by prepare(), before anything uses it
+  std::unique_ptr<disk::ScratchFile> scratch_;  // before any block is here
+  std::atomic<bool> prepared_{false};           // there is a scratch file
   std::atomic<bool> copy_failed_{false};        // it has been logged
 };
 
