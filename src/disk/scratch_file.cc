@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -104,6 +105,11 @@ engine::Task<Status> ScratchFile::release(engine::Loop& loop, Range range) {
 uint64_t ScratchFile::used_bytes() const {
   struct stat status = {};
   return ::fstat(fd_.get(), &status) == 0 ? static_cast<uint64_t>(status.st_blocks) * 512 : 0;
+}
+
+uint64_t ScratchFile::block_size() const {
+  struct statvfs status = {};
+  return ::fstatvfs(fd_.get(), &status) == 0 ? status.f_bsize : 4096;
 }
 
 }  // namespace weft::disk

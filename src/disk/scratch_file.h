@@ -30,6 +30,8 @@ class ScratchFile {
 
   // Bytes that the file takes on its file system.
   [[nodiscard]] uint64_t used_bytes() const;
+  // The block size of its file system, in bytes: what can be released.
+  [[nodiscard]] uint64_t block_size() const;
 
  private:
   engine::Task<Status> read_cold(engine::Loop& loop, uint64_t offset, MutableByteSpan into);
