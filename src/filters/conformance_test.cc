@@ -37,6 +37,14 @@ Candidate over_file(std::string label, std::string name, uint64_t size,
           }};
 }
 
+// So small that it is full, and being reclaimed, all the time.
+filters::Parameters tiny_cache(const char* mode, const char* on_read) {
+  return {{"cache", mode},
+          {"cache-min-block-size", "4096"},
+          {"cache-max-size", "40K"},
+          {"cache-on-read", on_read}};
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Filters, Conformance,
     each_engine({
@@ -49,6 +57,16 @@ INSTANTIATE_TEST_SUITE_P(
         over_file("BlocksizeOfNothing", "blocksize", 4095, {{"minblock", "4k"}}),
         over_memory("Cacheextents", "cacheextents"),
         over_file("CacheextentsOverFile", "cacheextents", kOdd),
+        over_memory("CacheWriteback", "cache"),
+        over_memory("CacheWritebackOnRead", "cache", {{"cache-on-read", "1"}}),
+        over_memory("CacheWritethrough", "cache", {{"cache", "writethrough"}}),
+        over_memory("CacheUnsafe", "cache", {{"cache", "unsafe"}}),
+        over_memory("CacheTinyWriteback", "cache", tiny_cache("writeback", "true")),
+        over_memory("CacheTinyWritethrough", "cache", tiny_cache("writethrough", "true")),
+        over_memory("CacheTinyUnsafe", "cache", tiny_cache("unsafe", "false")),
+        over_file("CacheWritebackFile", "cache", kOdd),
+        over_file("CacheTinyWritebackFile", "cache", kOdd, tiny_cache("writeback", "false")),
+        over_file("CacheTinyWritethroughFile", "cache", kOdd, tiny_cache("writethrough", "true")),
         over_memory("Cow", "cow"),
         over_memory("CowOfSmallBlocks", "cow", {{"cow-block-size", "4k"}}),
         over_memory("CowOfOneBlock", "cow", {{"cow-block-size", "2m"}}),

@@ -8,6 +8,7 @@
 namespace weft::filters {
 
 extern const disk::FilterInfo blocksize_filter;     // blocksize/blocksize.cc
+extern const disk::FilterInfo cache_filter;         // cache/cache.cc
 extern const disk::FilterInfo cacheextents_filter;  // cacheextents/cacheextents.cc
 extern const disk::FilterInfo cow_filter;           // cow/cow.cc
 extern const disk::FilterInfo delay_filter;         // delay/delay.cc
