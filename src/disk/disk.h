@@ -57,6 +57,7 @@ struct Capabilities {
   const char* multi_conn_layer = "the disk";  // what decided it, and why: static strings
   const char* multi_conn_reason = nullptr;    // null: as the plugin says
   Support flush = Support::kNone;             // kNone or kNative
+  bool flush_ignored = false;                 // the operator wants flush() and FUA to do nothing
   Support fua = Support::kNone;               // kEmulate: the change, then flush()
   Support trim = Support::kNone;              // kNone or kNative
   Support zero = Support::kNone;              // kEmulate: by write()

@@ -64,6 +64,8 @@ std::string explain(const Config& config, disk::Plugin& plugin, const std::strin
   }
   if (!writable) {
     fmt::format_to(out, "durability  nothing is written\n");
+  } else if (can.flush_ignored) {
+    fmt::format_to(out, "durability  none: the operator has flushes ignored\n");
   } else if (can.flush != Support::kNone) {
     fmt::format_to(out,
                    "durability  a flush covers every write acknowledged before it was sent, on "
