@@ -144,6 +144,14 @@ def test_wrong_parameters_are_refused_as_by_nbdkit(parameters):
 
 # ---- Promises ---------------------------------------------------------------------------------
 
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_explained(mode):
+    text = run(WEFT, "--explain", "--filter=cache", "memory", "1M", f"cache={mode}").stdout
+    assert "advertised: decided by the cache filter: all connections share" in text
+    assert ("a flush covers every write acknowledged" in text) is (mode != "unsafe")
+    assert ("durability  none: the operator has flushes ignored" in text) is (mode == "unsafe")
+
+
 def test_kill_9_after_a_flush_loses_nothing_flushed(serve, engine, image):
     path = image(4 * MIB, content=b"")
     first = serve("--filter=cache", "file", path, engine=engine)

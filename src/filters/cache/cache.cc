@@ -70,6 +70,7 @@ class CacheDisk final : public disk::Disk {
                     "of them"
                   : "the disk below the cache has neither flush nor FUA";
     c.flush = Support::kNative;
+    c.flush_ignored = mode == CacheMode::kUnsafe;
     c.fua = c.zero = c.cache = Support::kNative;
     // Other zeroes than the disk's own are written.
     if (below.zero != Support::kNative && c.fast_zero == Support::kNative) {
