@@ -81,7 +81,7 @@ class Server:
         command = [*launcher, program, "-f", "-P", str(self.pidfile)]
         if unix:
             command += ["-U", self.socket]
-        if engine and IS_WEFT:
+        if engine and program == WEFT and IS_WEFT:
             command.append(f"--engine={engine}")
         command += [*options, *self.args]
         self.command = command
