@@ -35,7 +35,7 @@ enter() {
     sleep 0.02
 }
 
-leave() { [ ! -e "$tmpdir/option.overlap" ] || rmdir "$tmpdir/in.$handle" 2> /dev/null; }
+leave() { [ ! -e "$tmpdir/option.overlap" ] || rmdir "$tmpdir/in.$handle" 2> /dev/null || true; }
 
 put() { dd of="$folder/disk" bs=65536 seek="$offset" oflag=seek_bytes conv=notrunc status=none; }
 
