@@ -44,7 +44,7 @@ def error_of(call, *args):
     try:
         call(*args)
     except nbd.Error as error:
-        return error.errno
+        return error.errnum
     return None
 
 
@@ -113,7 +113,7 @@ class Pending:
                 return self.client.aio_command_completed(self.cookie)
             wait_until(done, "the reply to a command", TIMEOUT_S)
         except nbd.Error as error:
-            return error.errno
+            return error.errnum
         return None
 
     def arrived(self):
