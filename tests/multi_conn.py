@@ -32,6 +32,11 @@ def have_filter(name, program=WEFT):
                check=False).returncode == 0
 
 
+def have_plugin(name, program=WEFT):
+    return f"there is no plugin '{name}'" not in run(program, "--dump-plugin", name,
+                                                     check=False).stderr
+
+
 @contextlib.contextmanager
 def connected(server, count, export=""):
     """Clients of one export; all say goodbye at the end."""
