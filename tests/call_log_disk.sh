@@ -4,7 +4,7 @@
 # sh plugin). All connections see one file; a handle is the name of the export and a number.
 #
 # folder=DIR        required; the test's:
-#   DIR/calls         a line "METHOD HANDLE begin" and "... end" (or "failed") for each change, flush
+#   DIR/calls         lines "METHOD HANDLE begin" and "... end" (or "failed"): changes and flushes
 #   DIR/disk          the content
 #   DIR/hold-METHOD   such calls wait until it is gone ("hold-flush.EXPORT": of one export)
 # model=MODEL       the thread model, parallel unless given

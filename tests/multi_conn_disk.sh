@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: BSD-3-Clause
-# A script disk of 32 bytes that needs flushes as much as a disk can (for the sh plugin).
+# A script disk, of 32 bytes, that needs flushes as much as a disk can (for the sh plugin).
 #
 # Each connection has a copy of its own from its first read or change on. A change goes to the copy
 # and into a list; a flush repeats the list on what all share, and drops the copy. A change with FUA
@@ -10,6 +10,8 @@
 # consistent=BOOL   what can_multi_conn says; it is a lie where it is true
 # model=MODEL       the thread model, serialize_all_requests unless given
 # fua=WORD          what can_fua says, native unless given
+# size=BYTES        a larger disk, of blanks behind the first words
+# block=BYTES       the preferred size of requests
 
 option() { [ -e "$tmpdir/option.$1" ] && cat "$tmpdir/option.$1"; }
 
@@ -46,12 +48,13 @@ change() {
 
 case $1 in
     config) echo "$3" > "$tmpdir/option.$2" ;;
-    get_ready) printf '%-32s' 'Initial contents' > "$shared" ;;
+    get_ready) printf "%-$(option size || echo 32)s" 'Initial contents' > "$shared" ;;
     thread_model) option model || echo serialize_all_requests ;;
     open) handle=$(mktemp -d "$tmpdir/connection.XXXXXX"); echo 100 > "$handle/number"
           echo "$handle" ;;
     close) rm -rf "$handle" ;;
-    get_size) echo 32 ;;
+    get_size) option size || echo 32 ;;
+    block_size) [ -e "$tmpdir/option.block" ] || exit 2; echo 1 "$(option block)" 32M ;;
     can_write | can_flush | can_trim | can_zero) ;;
     can_fua) option fua || echo native ;;
     can_cache) echo native ;;
