@@ -157,7 +157,7 @@ def test_auto_over_a_disk_that_cannot_flush_is_disable(serve, engine):
         assert not a.can_multi_conn() and not a.can_flush()
         b.pwrite(b"weft", 0)
         assert a.pread(4, 0) == b"weft"
-        assert re.search(r"multi-conn.*flush", disk.server.log()), disk.server.log()
+        assert re.search(r"cannot flush.*multi-conn", disk.server.log()), disk.server.log()
 
 
 def test_emulate_over_a_disk_that_cannot_flush_refuses_clients(serve, engine):
@@ -196,7 +196,7 @@ def test_fast_over_an_inconsistent_disk_in_mode_plugin_warns(serve):
         disk = CopiesDisk(serve, "multi-conn", multi_conn_mode="plugin",
                           multi_conn_track_dirty="fast", consistent=consistent)
         with disk.connected(1):
-            warned = re.search(r"track-dirty.*fast|fast.*track-dirty", disk.server.log())
+            warned = re.search(r"does not say .* consistent.*track-dirty=fast", disk.server.log())
             assert bool(warned) is (consistent == "false"), disk.server.log()
 
 
@@ -309,5 +309,6 @@ def test_a_change_that_overlaps_nothing_flushes_nothing(serve, engine):
         a.pwrite(b"z" * 4096, 0)
         assert disk.count("flush") == 0
         b.pwrite(b"y" * 4096, 4095)
-        assert disk.count("flush") == 1, disk.calls()
+        # One round, of both, who have changed something; and before the change.
+        assert disk.count("flush") == 2, disk.calls()
         assert [call[0] for call in disk.calls()][-3:] == ["flush", "pwrite", "pwrite"]
