@@ -249,7 +249,7 @@ def test_flushes_asked_for_at_once_are_merged(serve, engine, tracking):
         assert [flush.error() for flush in flushes] == [None] * 8
         # The first round has covered everything: the second has nothing to do, but where all are
         # always flushed.
-        most = {"connection": 8, "fast": 16, "off": 16}[tracking]
+        most = {"connection": 8, "fast": 8, "off": 16}[tracking]
         assert disk.count("flush") <= most, disk.calls()
 
 
