@@ -6,8 +6,9 @@ import re
 import nbd
 import pytest
 
-from harness import IS_WEFT, WEFT
-from multi_conn import CallsDisk, CopiesDisk, connected, flushes_counted, have_filter
+from harness import IS_WEFT, MIB, WEFT, run
+from multi_conn import (COPIES_DISK, CallsDisk, CopiesDisk, connected, flushes_counted,
+                        have_filter)
 from rawclient import ERROR_BIT, OPT_GO, Raw, go_data
 
 pytestmark = pytest.mark.skipif(not have_filter("multi-conn"),
@@ -207,6 +208,76 @@ def test_wrong_values_are_refused(serve, word):
     server.may_die = True
     assert server.wait() == 1
     assert word.split("=")[0] in server.log() or not IS_WEFT, server.log()
+
+
+@pytest.mark.weft_only
+@pytest.mark.parametrize("word", [
+    "multi-conn-track-dirty=conn", "multi-conn-track-dirty=connection", "multi-conn-mode=auto",
+    "multi-conn-exportname=on", "multi-conn-export-name=1"])
+def test_values_that_are_understood(serve, word):
+    server = serve("--filter=multi-conn", "memory", "1M", word)
+    server.check_serves()
+
+
+# The examples of the manual, and what --explain says.
+
+@pytest.mark.weft_only
+def test_example_a_script(serve, engine):
+    check_that_connections_agree(CopiesDisk(serve, "multi-conn", engine=engine))
+
+
+def explain(*args):
+    """What --explain says, as {topic: text} and as it is."""
+    text = run(WEFT, "--filter=multi-conn", "--explain", *args).stdout
+    topics, topic = {}, ""
+    for line in text.splitlines():
+        if not line.startswith(" "):
+            topic, _, line = line.partition(" ")
+        topics[topic] = f"{topics.get(topic, '')} {line.strip()}".strip()
+    return topics, text
+
+
+@pytest.mark.weft_only
+def test_example_explain():
+    topics, text = explain("memory", "1G")
+    assert topics["multi-conn"].startswith("advertised: decided by the disk"), text
+
+
+@pytest.mark.weft_only
+def test_example_known_to_be_consistent(serve, image):
+    disk = image(MIB, content=b"")
+    server = serve("--filter=multi-conn", "file", disk, "multi-conn-mode=plugin",
+                   "multi-conn-track-dirty=fast")
+    with connected(server, 2) as (a, b):
+        assert a.can_multi_conn()
+        a.pwrite(b"weft", 0)
+        b.flush()
+        assert b.pread(4, 0) == b"weft"
+    assert disk.read_bytes()[:4] == b"weft"
+
+
+@pytest.mark.weft_only
+@pytest.mark.parametrize("words, advertised, because", [
+    ([], True, "the multi-conn filter"),
+    (["multi-conn-mode=disable"], False, "the multi-conn filter"),
+    (["multi-conn-mode=plugin"], False, "the script"),
+    (["consistent=true"], True, "the script"),
+    (["model=serialize_connections"], False, "the limit on connections"),
+    (["--shared=1"], False, "the limit on connections")],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_explain_names_what_decided(words, advertised, because):
+    topics, text = explain("sh", COPIES_DISK, *words)
+    answer = "advertised" if advertised else "not advertised"
+    assert topics["multi-conn"].startswith(f"{answer}: decided by {because}"), text
+    assert ("seen by all others" in topics["visibility"]) is advertised, text
+
+
+@pytest.mark.weft_only
+def test_explain_does_not_promise_what_is_only_ordered():
+    topics, text = explain("sh", COPIES_DISK, "multi-conn-mode=unsafe")
+    assert topics["multi-conn"].startswith("advertised"), text
+    assert "seen by all others" not in topics["visibility"], text
+    assert "on any connection" not in topics["durability"], text
 
 
 # How many flushes reach the disk.
