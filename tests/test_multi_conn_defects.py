@@ -17,7 +17,8 @@ import pytest
 
 from harness import MIB, ROOT, TIMEOUT_S, WEFT, run, wait_until
 from multi_conn import (COPIES_DISK, HAVE_NBDKIT, TRACKINGS, CallsDisk, error_of,
-                        fails_on_nbdkit, have_filter, send_flush, send_write)
+                        fails_on_nbdkit, flushes_counted, have_filter, send_flush,
+                        send_write)
 from rawclient import (FIXED_NEWSTYLE, IHAVEOPT, NO_ZEROES, OPT_EXPORT_NAME, OPT_GO, OPT_INFO,
                        OPT_SET_META_CONTEXT, OPT_STRUCTURED_REPLY, Raw, go_data,
                        meta_context_data)
@@ -161,6 +162,35 @@ def test_leaving_at_any_byte_of_the_handshake(serve, engine, disk, kind, how):
 def test_nbdkit_dies_of_a_client_that_leaves(kind):
     assert "is gone" in fails_on_nbdkit(check_leaving, ("sh", COPIES_DISK), [HANDSHAKES[kind]],
                                         "greeted")
+
+
+# Two names of one image, told apart by name: what is written by one is flushed by the other.
+
+def check_two_names_of_one_image(start, program, folder):
+    images = folder / "images"
+    images.mkdir(exist_ok=True)
+    (images / "one").write_bytes(bytes(MIB))
+    (images / "two").hardlink_to(images / "one")
+    statistics = folder / "stats"
+    server = start("--filter=multi-conn", "--filter=stats", "file", f"dir={images}",
+                   f"statsfile={statistics}", "multi-conn-exportname=true", program=program)
+    with server.client("one") as one, server.client("two") as two:
+        assert two.can_multi_conn()
+        one.pwrite(b"w" * 512, 0)
+        two.flush()
+    server.stop()
+    assert flushes_counted(statistics) == 1, "the flush has not reached the image"
+
+
+def test_two_names_of_one_image(serve, folder):
+    if not have_filter("stats"):
+        pytest.skip(f"{WEFT} has no filter stats")
+    check_two_names_of_one_image(serve, WEFT, folder)
+
+
+@HAVE_NBDKIT
+def test_nbdkit_takes_two_names_for_two_images(folder):
+    assert "has not reached" in fails_on_nbdkit(check_two_names_of_one_image, folder)
 
 
 # Slow flushes: of another export, of many connections, of many clients.

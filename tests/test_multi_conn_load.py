@@ -9,7 +9,7 @@ import threading
 import nbd
 import pytest
 
-from harness import WEFT, close
+from harness import WEFT, close, run
 from multi_conn import TRACKINGS, CopiesDisk, have_filter
 
 pytestmark = [pytest.mark.weft_only,
@@ -112,3 +112,17 @@ def test_many_at_once(serve, engine, tracking):
         last.flush()
         assert [decode(last.pread(BLOCK, number * BLOCK)) for number in range(blocks)] == (
             acknowledged), f"seed {seed}"
+
+
+@pytest.mark.parametrize("tracking", TRACKINGS)
+def test_a_copy_by_nbdcopy(serve, image, folder, tracking):
+    """A client that uses several connections because it is told that it may."""
+    size = 32 * BLOCK
+    source = image(size)
+    disk = CopiesDisk(serve, "multi-conn", multi_conn_track_dirty=tracking,
+                      model="serialize_requests", size=size, block=BLOCK)
+    run("nbdcopy", "--connections=4", "--threads=4", "--requests=2", "--request-size=4096",
+        "--flush", source, disk.server.uri())
+    run("nbdcopy", "--connections=4", "--threads=4", "--requests=2", "--request-size=4096",
+        disk.server.uri(), folder / "copy")
+    assert (folder / "copy").read_bytes() == source.read_bytes()
