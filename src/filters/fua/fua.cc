@@ -61,6 +61,7 @@ class FuaDisk final : public disk::FilterDisk {
       case Mode::kDiscard:
         c.fua = if_writable;
         c.flush = Support::kNative;
+        c.flush_ignored = true;
         if (c.multi_conn_ordered) break;
         c.multi_conn = false;
         c.multi_conn_layer = "the fua filter";

@@ -25,10 +25,11 @@ disk::Peer with_address(const T& address) {
   return peer;
 }
 disk::Peer ip(const char* text) {
-  if (sockaddr_in v4{.sin_family = AF_INET}; ::inet_pton(AF_INET, text, &v4.sin_addr) == 1) {
-    return with_address(v4);
-  }
-  sockaddr_in6 v6{.sin6_family = AF_INET6};
+  sockaddr_in v4{};
+  v4.sin_family = AF_INET;
+  if (::inet_pton(AF_INET, text, &v4.sin_addr) == 1) return with_address(v4);
+  sockaddr_in6 v6{};
+  v6.sin6_family = AF_INET6;
   EXPECT_EQ(::inet_pton(AF_INET6, text, &v6.sin6_addr), 1) << text;
   return with_address(v6);
 }
