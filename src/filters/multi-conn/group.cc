@@ -221,16 +221,15 @@ Task<Status> Group::join_round(Loop& loop, bool always) {
 
   co_await gather(loop);
   size_t count = 0;
+  bool needed = false;
   {
     // From here on, who comes is served by the next round.
     const std::lock_guard lock(mutex_);
     assert(first_ == &self);
+    needed = is_needed();
     first_ = last_ = nullptr;
     count = std::exchange(waiting_, 0);
   }
-  // What they wait for may have been done by the round before.
-  bool needed = changes_.load() != flushed_.load();
-  for (const Waiter* waiter = &self; waiter; waiter = waiter->next) needed |= waiter->always;
   const engine::Clock::time_point begun = engine::Clock::now();
   Status result;
   if (needed) result = co_await run_steps(loop);
@@ -240,6 +239,8 @@ Task<Status> Group::join_round(Loop& loop, bool always) {
     if (needed) {
       served_ = count;
       took_ = engine::Clock::now() - begun;
+    } else {
+      served_ = std::min(served_ + count, members_.size());  // they were served by the last one
     }
     promoted = first_;
     running_ = promoted != nullptr;
@@ -258,13 +259,22 @@ Task<Status> Group::join_round(Loop& loop, bool always) {
   co_return result;
 }
 
+// With the mutex held: whether the round before has not yet done all that is waited for now.
+bool Group::is_needed() const {
+  if (changes_.load() != flushed_.load()) return true;
+  for (const Waiter* waiter = first_; waiter; waiter = waiter->next) {
+    if (waiter->always) return true;
+  }
+  return false;
+}
+
 Task<void> Group::gather(Loop& loop) {
   engine::Timer timer(loop);
   const auto gathering = std::make_shared<Gathering>(Gathering{loop, &timer});
   engine::Clock::duration limit{};
   {
     const std::lock_guard lock(mutex_);
-    if (waiting_ >= served_) co_return;
+    if (waiting_ >= served_ || !is_needed()) co_return;
     gathering_ = gathering;
     limit = std::min<engine::Clock::duration>(took_, kGatherMax);
   }

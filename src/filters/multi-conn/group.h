@@ -149,6 +149,7 @@ class Group {
   struct Gathering;
   // `always`: even if nothing has changed since the last round.
   engine::Task<Status> join_round(engine::Loop& loop, bool always);
+  [[nodiscard]] bool is_needed() const;  // with the mutex held
   engine::Task<void> gather(engine::Loop& loop);
   engine::Task<Status> run_steps(engine::Loop& loop);
   engine::Task<Status> flush_members(engine::Loop& loop, const std::vector<Member*>& members,
