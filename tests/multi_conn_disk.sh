@@ -21,7 +21,9 @@ handle=$2 count=$3 offset=$4 flags=$5
 need_copy() { [ -e "$handle/copy" ] || cp "$shared" "$handle/copy"; }
 
 # put FILE FROM: the bytes of FROM, which is a numbered change, into FILE.
-put() { dd if="$2" of="$1" bs=1 seek="${2##*@}" conv=notrunc status=none; }
+put() {
+    dd if="$2" of="$1" bs=65536 seek="${2##*@}" oflag=seek_bytes conv=notrunc status=none
+}
 
 repeat_list() {
     for change in "$handle"/change.*; do
