@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """What the tests of the multi-conn filter share: their two disks, and clients of them."""
+import atexit
 import contextlib
 import pathlib
 import re
@@ -70,6 +71,7 @@ class CallsDisk:
 
     def __init__(self, serve, *stack, engine=None, options=(), program=WEFT, **parameters):
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="weft-"))
+        atexit.register(shutil.rmtree, self.folder, ignore_errors=True)  # servers end before
         self.server = serve(*filters(*stack), "sh", CALLS_DISK, f"folder={self.folder}",
                             *words(**parameters), engine=engine, options=options, program=program)
         self.client = self.server.client
