@@ -36,6 +36,10 @@ Task<Status> Plugin::preconnect(Loop&, const Peer&, bool) {
   return Status{};
 }
 
+Result<std::shared_ptr<void>> Plugin::admit(const Peer&) {
+  return nullptr;
+}
+
 Task<Result<std::string>> Plugin::default_export(Loop&, bool) {
   return Result<std::string>(std::string());
 }

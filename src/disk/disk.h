@@ -221,6 +221,9 @@ class Plugin {
 
   // A client has connected and nothing was said yet. A failure closes the connection.
   virtual Task<Status> preconnect(Loop& loop, const Peer& peer, bool read_only);
+  // For a layer above that opens one disk for all its clients: a client takes the place here that
+  // its own open() would have taken, and gives it back with the pointer (which may be null).
+  virtual Result<std::shared_ptr<void>> admit(const Peer& client);
   // The name that a client means that gives none.
   virtual Task<Result<std::string>> default_export(Loop& loop, bool read_only);
   // Opens the disk of a connection. ENOENT: there is no such export. Called by open_layer().
@@ -231,6 +234,8 @@ class Plugin {
   // The program is about to give up what is still in progress: what a layer waits for outside of
   // weft it waits for no longer. From any thread; does not block.
   virtual void abandon() {}
+  // All that was given up is over, and finish() follows: layers work as before.
+  virtual void resume() {}
   // What a person should know of why the promise holds here (or not).
   [[nodiscard]] virtual std::vector<Explanation> explain() const { return {}; }
 

@@ -43,12 +43,14 @@ class Filter : public Plugin {
   [[nodiscard]] uint32_t connections_max() const override;
   [[nodiscard]] bool answers_in_order() const override { return next_->answers_in_order(); }
   Task<Status> preconnect(Loop& loop, const Peer& peer, bool read_only) override;
+  Result<std::shared_ptr<void>> admit(const Peer& client) override { return next_->admit(client); }
   Task<Result<std::string>> default_export(Loop& loop, bool read_only) override;
   Task<Result<std::unique_ptr<Disk>>> open(OpenRequest request) override = 0;
   Task<Result<std::vector<ExportEntry>>> list_exports(Loop& loop, bool read_only) override;
   // A filter that keeps what was acknowledged makes it durable first, then calls this.
   Task<Status> finish(Loop& loop) override;
   void abandon() override { next_->abandon(); }
+  void resume() override { next_->resume(); }
   [[nodiscard]] std::vector<Explanation> explain() const final;
 
   [[nodiscard]] const std::string& name() const { return name_; }

@@ -19,6 +19,12 @@ inline std::string export_key(const Disk& disk, const std::string& export_name) 
   return identity.empty() ? "@" + export_name : "=" + identity;
 }
 
+// What tells storage apart: disks that do not know their identity may all be one, whatever their
+// names. For state that is right, if not quick, when it is shared by too many.
+inline std::string storage_key(const Disk& disk) {
+  return disk.identity();
+}
+
 // Thread-safe. Each state is made when it is first asked for, and stays to the end.
 template <typename T>
 class PerExport {
@@ -30,6 +36,12 @@ class PerExport {
     std::shared_ptr<T>& state = states_[key];
     if (!state) state = make();
     return state;
+  }
+
+  // Whoever has the state keeps it; who asks next gets a new one.
+  void forget(const std::string& key) {
+    const std::lock_guard lock(mutex_);
+    states_.erase(key);
   }
 
   [[nodiscard]] std::vector<std::shared_ptr<T>> all() const {

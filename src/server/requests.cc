@@ -294,7 +294,7 @@ engine::Task<void> Transmission::block_status(Request& request) {
   if (!request.payload.empty()) {
     const nbd::Check check = nbd::check_block_status(header, request.payload, rules_);
     if (check.error) {
-      reply_error(header, check.error, check.text);
+      if (!request.answered) reply_error(header, check.error, check.text);
       request.answered = true;
       finish(request, Status{});
       co_return;

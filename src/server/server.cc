@@ -226,6 +226,7 @@ engine::Task<int> Server::Impl::control() {
   drain_timer->cancel();
 
   // Nothing is in progress: what was acknowledged becomes durable now.
+  shared.plugin.resume();
   const Status finished = co_await shared.plugin.finish(main_loop());
   signal_watch.cancel();
   for (const std::unique_ptr<Worker>& worker : workers) worker->stop();

@@ -150,10 +150,12 @@ void Transmission::give_up() {
 
 void Transmission::kill(std::string reason) {
   if (killed_) return;
+  const bool finishing = ended_ && !dead_;
   killed_ = dead_ = true;
   reason_ = std::move(reason);
   stream_.cancel();
   if (taker_) taker_->cancel();
+  if (finishing) drop_not_started();  // nobody starts what still waits for its turn
   replies_.progress().notify_all();
 }
 

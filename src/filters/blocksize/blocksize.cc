@@ -208,7 +208,7 @@ class Blocksize final : public disk::Filter {
     std::shared_ptr<disk::ChangeOrder> order;
     const disk::ChangeOrder* const below = (*next)->order();
     if (can.writable && (!below || below->granularity() < limits.block)) {
-      order = orders_.get(disk::export_key(**next, name),
+      order = orders_.get(fmt::format("{} {}", limits.block, disk::storage_key(**next)),
                           [&] { return std::make_shared<disk::ChangeOrder>(limits.block); });
     }
     std::unique_ptr<disk::Disk> split =

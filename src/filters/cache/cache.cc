@@ -50,8 +50,10 @@ const char* mode_name(CacheMode mode) {
 
 class CacheDisk final : public disk::Disk {
  public:
-  CacheDisk(std::shared_ptr<ExportCache> cache, CacheMode mode, Loop& loop, bool read_only)
-      : cache_(std::move(cache)), loop_(loop) {
+  // `place`: the client's, with the layers below.
+  CacheDisk(std::shared_ptr<ExportCache> cache, CacheMode mode, Loop& loop, bool read_only,
+            std::shared_ptr<void> place)
+      : place_(std::move(place)), cache_(std::move(cache)), loop_(loop) {
     const disk::Capabilities& below = cache_->below();
     disk::Capabilities& c = capabilities_;
     c = below;
@@ -102,7 +104,8 @@ class CacheDisk final : public disk::Disk {
   [[nodiscard]] std::string description() const override { return cache_->description(); }
 
  private:
-  const std::shared_ptr<ExportCache> cache_;
+  std::shared_ptr<void> place_;
+  std::shared_ptr<ExportCache> cache_;
   Loop& loop_;
 };
 
@@ -127,9 +130,14 @@ class CacheFilter final : public disk::Filter {
   [[nodiscard]] disk::ThreadModel thread_model() const override {
     return disk::ThreadModel::kParallel;
   }
-  [[nodiscard]] uint32_t connections_max() const override { return 0; }
+  [[nodiscard]] uint32_t connections_max() const override {
+    return serves_one_connection() ? 0 : next().connections_max();
+  }
 
  private:
+  [[nodiscard]] bool serves_one_connection() const {
+    return next().thread_model() == disk::ThreadModel::kSerializeConnections;
+  }
   // A name: its first client opens, and who comes meanwhile waits.
   struct Name {
     engine::AsyncMutex opening;
@@ -246,24 +254,33 @@ Loop& CacheFilter::home(engine::EngineKind kind) {
 
 Task<Result<std::unique_ptr<disk::Disk>>> CacheFilter::open(disk::OpenRequest request) {
   Loop& loop = request.loop;
+  std::shared_ptr<void> place;
+  if (request.peer) {
+    Result<std::shared_ptr<void>> admitted = next().admit(*request.peer);
+    if (!admitted) co_return std::unexpected(admitted.error());
+    place = std::move(*admitted);
+  }
   const std::shared_ptr<Name> name =
       names_.get(request.name, [] { return std::make_shared<Name>(); });
   engine::AsyncMutex::Guard guard = co_await name->opening.lock(loop);
   if (!name->cache) {
     Result<std::shared_ptr<ExportCache>> opened =
         co_await open_cache(request.name, request.read_only, loop);
-    if (!opened) co_return std::unexpected(opened.error());
+    if (!opened) {
+      names_.forget(request.name);
+      co_return std::unexpected(opened.error());
+    }
     name->cache = std::move(*opened);
   }
   std::shared_ptr<ExportCache> cache = name->cache;
   guard.unlock();
-  co_return std::make_unique<CacheDisk>(std::move(cache), settings_.mode, loop, request.read_only);
+  co_return std::make_unique<CacheDisk>(std::move(cache), settings_.mode, loop, request.read_only,
+                                        std::move(place));
 }
 
 bool CacheFilter::count_in() {
-  const uint32_t limit = next().connections_max();
   const std::lock_guard lock(mutex_);
-  if (limit != 0 && disks_below_ >= limit) return false;
+  if (serves_one_connection() && disks_below_ > 0) return false;
   disks_below_++;
   return true;
 }

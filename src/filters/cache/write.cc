@@ -37,7 +37,11 @@ ExportCache::Task ExportCache::write(Loop& loop, uint64_t offset, ByteSpan from,
   Hold hold(holds_, range, loop);
   co_await hold;
   if (settings_.mode == CacheMode::kWritethrough) {
-    co_return co_await write_through(loop, range, from.data(), fua);
+    const bool native = fua && below_->capabilities().fua != disk::Support::kNone;
+    const Status done = co_await write_through(loop, range, from.data(), native);
+    hold.leave();
+    if (!done || !fua || native) co_return done;
+    co_return co_await make_durable(loop, range);
   }
   const Status done = co_await write_cached(loop, range, from.data());
   hold.leave();

@@ -34,7 +34,8 @@ bool copy_extents(const Extents& known, Extents& into) {
   return true;
 }
 
-// Of one disk. Thread-safe.
+// Of one disk, or of all that may be one: answers are told apart by the export's name, changes are
+// not. Thread-safe.
 class Memory {
  public:
   // A change begins and has ended, well or not.
@@ -56,15 +57,16 @@ class Memory {
     bool quiet;
   };
   // True: answered.
-  bool answer(Extents& into, Ticket& ticket) const {
+  bool answer(const std::string& name, Extents& into, Ticket& ticket) const {
     const std::lock_guard lock(mutex_);
     ticket = {generation_, changing_ == 0};
-    return known_ && copy_extents(*known_, into);
+    return known_ && known_name_ == name && copy_extents(*known_, into);
   }
-  void remember(const Extents& answer, Ticket ticket) {
+  void remember(const std::string& name, const Extents& answer, Ticket ticket) {
     const std::lock_guard lock(mutex_);
     if (ticket.quiet && ticket.generation == generation_) {
       known_ = std::make_unique<Extents>(answer);
+      known_name_ = name;
     }
   }
 
@@ -73,12 +75,16 @@ class Memory {
   uint64_t generation_ = 0;
   uint64_t changing_ = 0;
   std::unique_ptr<Extents> known_;
+  std::string known_name_;
 };
 
 class CacheextentsDisk final : public disk::FilterDisk {
  public:
-  CacheextentsDisk(std::unique_ptr<disk::Disk> next, std::shared_ptr<Memory> memory)
-      : FilterDisk(std::move(next), disk::Reads::kForwarded), memory_(std::move(memory)) {}
+  CacheextentsDisk(std::unique_ptr<disk::Disk> next, std::shared_ptr<Memory> memory,
+                   std::string name)
+      : FilterDisk(std::move(next), disk::Reads::kForwarded),
+        memory_(std::move(memory)),
+        name_(next_is_known() ? std::string() : std::move(name)) {}
 
   Task<Status> write(uint64_t offset, ByteSpan from, bool fua) override {
     memory_->begin_change();
@@ -95,7 +101,7 @@ class CacheextentsDisk final : public disk::FilterDisk {
 
   Task<Status> extents(Extents& into, bool) override {
     Memory::Ticket ticket{};
-    if (memory_->answer(into, ticket)) return Status{};
+    if (memory_->answer(name_, into, ticket)) return Status{};
     return ask(into, ticket);
   }
 
@@ -116,12 +122,15 @@ class CacheextentsDisk final : public disk::FilterDisk {
     Extents answer(into.window(), kCountMax);
     const Status done = co_await next().extents(answer, false);
     if (!done) co_return done;
-    memory_->remember(answer, ticket);
+    memory_->remember(name_, answer, ticket);
     copy_extents(answer, into);
     co_return Status{};
   }
 
+  [[nodiscard]] bool next_is_known() { return !next().identity().empty(); }
+
   const std::shared_ptr<Memory> memory_;
+  const std::string name_;  // empty: the disk itself is known
 };
 
 class Cacheextents final : public disk::Filter {
@@ -129,12 +138,13 @@ class Cacheextents final : public disk::Filter {
   bool take(std::string_view, std::string_view) override { return false; }
 
   Task<Result<std::unique_ptr<disk::Disk>>> open(disk::OpenRequest request) override {
-    const std::string name = request.name;
+    std::string name = request.name;
     Result<std::unique_ptr<disk::Disk>> next = co_await open_next(std::move(request));
     if (!next) co_return next;
     std::shared_ptr<Memory> memory =
-        memories_.get(disk::export_key(**next, name), [] { return std::make_shared<Memory>(); });
-    co_return std::make_unique<CacheextentsDisk>(std::move(*next), std::move(memory));
+        memories_.get(disk::storage_key(**next), [] { return std::make_shared<Memory>(); });
+    co_return std::make_unique<CacheextentsDisk>(std::move(*next), std::move(memory),
+                                                 std::move(name));
   }
 
  private:

@@ -39,6 +39,10 @@ class Sleepers {
     co_return slept;
   }
 
+  void resume() {
+    const std::lock_guard lock(mutex_);
+    abandoned_ = false;
+  }
   void abandon() {
     const std::lock_guard lock(mutex_);
     abandoned_ = true;
@@ -169,6 +173,10 @@ class Delay final : public disk::Filter {
   void abandon() override {
     sleepers_.abandon();
     next().abandon();
+  }
+  void resume() override {
+    sleepers_.resume();
+    next().resume();
   }
 
  private:

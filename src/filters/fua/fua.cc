@@ -87,9 +87,11 @@ class FuaDisk final : public disk::FilterDisk {
   }
   Task<Status> flush() override {
     if (mode_ == Mode::kDiscard) return Status{};
-    if (mode_ == Mode::kForce &&
-        (!can_flush() || !state_->change_failed.load(std::memory_order_acquire))) {
-      return Status{};
+    if (mode_ == Mode::kForce) {
+      if (!can_flush()) return Status{};
+      // Over a disk that keeps something for each connection, a flush makes this one forget it.
+      const bool durable = !state_->change_failed.load(std::memory_order_acquire);
+      if (durable && next().capabilities().multi_conn) return Status{};
     }
     return next().flush();
   }

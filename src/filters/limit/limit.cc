@@ -9,6 +9,7 @@
 #include <limits>
 #include <mutex>
 #include <unordered_map>
+#include <utility>
 
 #include "base/parse.h"
 #include "filters/filters.h"
@@ -99,6 +100,15 @@ class Limit final : public disk::Filter {
   Task<Status> preconnect(engine::Loop& loop, const disk::Peer& peer, bool read_only) override {
     if (clients_ && clients_->full()) return fail(EPERM, kTooMany);
     return next().preconnect(loop, peer, read_only);
+  }
+
+  Result<std::shared_ptr<void>> admit(const disk::Peer& client) override {
+    Result<std::shared_ptr<void>> below = next().admit(client);
+    if (!below || !clients_) return below;
+    Place place(*clients_, &client);
+    if (!place) return fail(EPERM, kTooMany);
+    return std::make_shared<std::pair<Place, std::shared_ptr<void>>>(std::move(place),
+                                                                     std::move(*below));
   }
 
   Task<Result<std::unique_ptr<disk::Disk>>> open(disk::OpenRequest request) override {

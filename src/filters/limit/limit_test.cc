@@ -77,6 +77,18 @@ TEST_F(LimitTest, ALayersOwnUseAndAFailedOpenTakeNoPlace) {
   leave(own);
 }
 
+TEST_F(LimitTest, ClientsOfALayerThatOpensOneDiskForAllCountToo) {
+  make("limit", {{"limit", "2"}});
+  auto first = plugin->admit(peers[0]);
+  const auto second = plugin->admit(peers[1]);
+  EXPECT_TRUE(first && second);
+  const auto third = plugin->admit(peers[2]);
+  ASSERT_FALSE(third);
+  EXPECT_EQ(third.error().code, EPERM);
+  first->reset();
+  EXPECT_TRUE(plugin->admit(peers[2]));
+}
+
 TEST_F(LimitTest, NoneWithZero) {
   make("limit", {{"limit", "0"}});
   EXPECT_EQ(plugin->connections_max(), 0u);

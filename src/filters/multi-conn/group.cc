@@ -101,7 +101,7 @@ Task<Status> Member::flush_own(Step step) {
   if (step == Step::kAgain && first_) suspect_before_ = operations_ + 1;
   const bool idle = !first_;
   const uint64_t seen = group_.publication_.load();
-  activity_at_flush_.store(activity_.load());
+  const uint64_t activity = activity_.load();
   {
     const std::lock_guard lock(group_.mutex_);
     published_.add(dirty_);
@@ -109,8 +109,11 @@ Task<Status> Member::flush_own(Step step) {
   }
   const Status flushed = co_await next_.flush();
   if (!flushed) group_.mark_failed(flushed.error());
+  // Until now the disk below may still remember something.
+  if (flushed) activity_at_flush_.store(activity);
   if (flushed && idle) seen_.store(seen);
   const std::lock_guard lock(group_.mutex_);
+  failed_ = !flushed;
   if (!flushed) {
     dirty_.add(published_);
   } else if (!published_.empty()) {
@@ -303,7 +306,7 @@ Task<Status> Group::run_steps(Loop& loop) {
   {
     const std::lock_guard lock(mutex_);
     for (Member* member : members_) {
-      if (!member->active()) continue;
+      if (!member->active() || member->failed_) continue;
       member->rounds_++;
       chosen.push_back(member);
     }

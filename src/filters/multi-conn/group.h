@@ -121,6 +121,7 @@ class Member {
   DirtyRanges published_;  // changed before that, while the flush runs
   uint32_t rounds_ = 0;    // that work on this member
   bool leaving_ = false;   // leave() waits for them
+  bool failed_ = false;    // its last flush did
 };
 
 // Thread-safe. Outlives its members.

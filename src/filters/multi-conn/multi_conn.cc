@@ -73,7 +73,7 @@ class MultiConnFilter final : public disk::Filter {
     const disk::Capabilities& can = (*next)->capabilities();
     const auto [mode, reason] = resolve(can, *shared, export_name);
     if (mode == Mode::kEmulate) {
-      if (can.flush == Support::kNone) {
+      if (!can_flush(can)) {
         (void)co_await (*next)->close();
         co_return fail(EOPNOTSUPP, kNoFlushText);
       }
@@ -143,6 +143,11 @@ class MultiConnFilter final : public disk::Filter {
         });
   }
 
+  // A flush that is acknowledged and dropped publishes nothing.
+  static bool can_flush(const disk::Capabilities& can) {
+    return can.flush != Support::kNone && !can.flush_ignored;
+  }
+
   struct Resolved {
     Mode mode;  // not kAuto
     const char* reason;
@@ -161,7 +166,7 @@ class MultiConnFilter final : public disk::Filter {
     if (mode_ != Mode::kAuto) return {mode_, nullptr};
     if (one_connection_) return {Mode::kDisable, "only one client may be connected at a time"};
     if (can.multi_conn) return {Mode::kPlugin, nullptr};
-    if (can.flush != Support::kNone) return {Mode::kEmulate, nullptr};
+    if (can_flush(can)) return {Mode::kEmulate, nullptr};
     if (!shared.warned.exchange(true)) {
       log::warning(
           "export \"{}\": the disk cannot flush, so several connections cannot be made to see one "

@@ -308,6 +308,46 @@ TEST(MultiConn, TheLaterOfTwoWritesWinsWhateverIsFlushedFirst) {
   }
 }
 
+// While a connection is flushed the disk may still hold what it remembers for it.
+TEST(MultiConn, AWriteDuringTheFlushOfItsConnectionUndoesNothing) {
+  MultiConnBench bench({});
+  std::promise<void> released;
+  std::shared_future<void> release = released.get_future().share();
+  bench.plugin->before_flush = [release](disk::Loop& loop, int connection) -> Task<void> {
+    engine::Timer timer(loop);
+    while (connection == 1 &&
+           release.wait_for(std::chrono::seconds(0)) != std::future_status::ready) {
+      co_await timer.sleep(std::chrono::milliseconds(1));
+    }
+  };
+  bench.start();
+  Connection a = bench.connect();
+  Connection b = bench.connect();
+  (void)bench.read(b, 0, 1);
+  EXPECT_TRUE(bench.write(a, 0, "AAAA"));
+  const auto elsewhere = [&](Connection& on, auto make) {
+    return std::thread([&bench, &on, make] {
+      const auto own = disk::Loop::create(engine::EngineKind::kEpoll, bench.pool);
+      EXPECT_TRUE(own->run_until_done(engine::run_elsewhere(*own, *on.loop, make)));
+    });
+  };
+  std::thread flusher = elsewhere(a, [&] { return a.disk->flush(); });
+  while (bench.plugin->flushes() < 2) std::this_thread::yield();
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));  // a's flush has ended, b's has not
+  std::thread writer =
+      elsewhere(b, [&] { return MultiConnBench::ordered_write(b, 100, "BB", false); });
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  released.set_value();
+  flusher.join();
+  writer.join();
+  EXPECT_TRUE(bench.close(b));
+  Connection c = bench.connect();
+  EXPECT_EQ(bench.read(c, 0, 4), "AAAA");
+  EXPECT_EQ(bench.read(c, 100, 2), "BB");
+  EXPECT_TRUE(bench.close(a));
+  EXPECT_TRUE(bench.close(c));
+}
+
 TEST(MultiConn, ADiskThatSerialisesItsRequestsNeverGetsTwoAtOnce) {
   for (const auto model :
        {disk::ThreadModel::kSerializeRequests, disk::ThreadModel::kSerializeAllRequests}) {

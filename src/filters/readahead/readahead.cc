@@ -27,11 +27,21 @@ constexpr uint64_t kWindowMax = 4 << 20;
 class ReadaheadDisk final : public disk::FilterDisk {
  public:
   ReadaheadDisk(std::unique_ptr<disk::Disk> next, disk::Loop& loop)
-      : FilterDisk(std::move(next), disk::Reads::kForwarded), loop_(loop), scope_(loop) {}
+      : FilterDisk(std::move(next), disk::Reads::kForwarded),
+        loop_(loop),
+        scope_(loop),
+        ended_(loop) {}
 
   Task<Status> read(uint64_t offset, MutableByteSpan into) override {
     watch({offset, into.size()});
     return next().read(offset, into);
+  }
+
+  // A flush may make the layers below forget what they remember for this connection; a prefetch
+  // that began before must not bring it back.
+  Task<Status> flush() override {
+    if (scope_.count() == 0) return next().flush();
+    return flush_later();
   }
 
   Task<Status> close() override {
@@ -71,13 +81,23 @@ class ReadaheadDisk final : public disk::FilterDisk {
     const Status done = co_await next().cache(range);
     // Whoever reads there will hear of it.
     if (!done) log::debug("readahead: no prefetch: {}", errno_text(done.error().code));
+    prefetches_++;
+    ended_.notify_all();
+  }
+
+  Task<Status> flush_later() {
+    const uint64_t before = prefetches_;
+    while (prefetches_ == before) co_await ended_.wait();
+    co_return co_await next().flush();
   }
 
   disk::Loop& loop_;
   engine::Scope scope_;
-  uint64_t expected_ = 0;  // where a sequential reader goes on; 0: nothing was read
-  uint64_t window_ = 0;    // bytes that are prefetched
-  uint64_t ahead_ = 0;     // the end of what has been prefetched
+  engine::Signal ended_;     // a prefetch
+  uint64_t prefetches_ = 0;  // that have ended
+  uint64_t expected_ = 0;    // where a sequential reader goes on; 0: nothing was read
+  uint64_t window_ = 0;      // bytes that are prefetched
+  uint64_t ahead_ = 0;       // the end of what has been prefetched
 };
 
 class Readahead final : public disk::Filter {

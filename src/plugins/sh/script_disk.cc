@@ -365,7 +365,7 @@ Status ScriptDisk::flush_now() {
   const ScriptAnswer answer = ask("flush", {handle_});
   if (answer.code == ScriptCode::kError) {
     // A script that was ended, or that sends the client away, has not failed to flush.
-    if (!answer.abandoned && !disconnected_.load(std::memory_order_relaxed)) {
+    if (!answer.abandoned) {
       mark.mark(plugin_.name_of("flush"), "a flush", answer.error);
     }
     return failure(answer);

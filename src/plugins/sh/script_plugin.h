@@ -68,6 +68,7 @@ class ScriptPlugin : public disk::Plugin {
   disk::Task<Result<std::vector<disk::ExportEntry>>> list_exports(disk::Loop& loop,
                                                                   bool read_only) override;
   void abandon() override { processes_.abandon(); }
+  void resume() override { processes_.resume(); }
   [[nodiscard]] std::vector<disk::Explanation> explain() const override;
 
   // ---- For the disks. From any thread; blocking. ----

@@ -14,6 +14,7 @@
 #include <chrono>
 #include <csignal>
 #include <string_view>
+#include <thread>
 
 #include "base/result.h"
 
@@ -148,6 +149,13 @@ void ScriptProcesses::abandon() {
   (void)!::write(abandoned_.get(), &one, sizeof one);
 }
 
+void ScriptProcesses::resume() {
+  const std::lock_guard lock(mutex_);
+  ending_ = false;
+  uint64_t count = 0;
+  (void)!::read(abandoned_.get(), &count, sizeof count);
+}
+
 ScriptEnd ScriptProcesses::run(const std::string& program, std::span<const std::string> arguments,
                                const ScriptInput& input, MutableByteSpan* into,
                                int64_t time_max_ms) {
@@ -193,7 +201,21 @@ ScriptEnd ScriptProcesses::run(const std::string& program, std::span<const std::
 
   end.not_fed = input.data.size() + input.zeroes - pipes.fed;
 
-  siginfo_t info;
+  siginfo_t info{};
+  // One that has closed its output and goes on is not waited for longer than it may take.
+  const auto deadline = Clock::now() + std::chrono::milliseconds(time_max_ms);
+  while (time_max_ms != 0) {
+    info.si_pid = 0;
+    if (::waitid(P_PID, static_cast<id_t>(pid), &info, WEXITED | WNOWAIT | WNOHANG) == 0 &&
+        info.si_pid == 0) {
+      if (Clock::now() < deadline) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(2));
+        continue;
+      }
+      kill_one(pid);
+    }
+    break;
+  }
   while (::waitid(P_PID, static_cast<id_t>(pid), &info, WEXITED | WNOWAIT) != 0 && errno == EINTR) {
   }
   const std::lock_guard lock(mutex_);

@@ -65,6 +65,8 @@ class ScriptProcesses {
 
   // Kills what runs and starts nothing any more, but for calls with a time limit. Does not block.
   void abandon();
+  // Programs may be run again.
+  void resume();
 
  private:
   struct Pipes;
