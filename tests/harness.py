@@ -8,6 +8,7 @@ only weft promises is then skipped.
 import contextlib
 import os
 import pathlib
+import random
 import shutil
 import signal
 import socket
@@ -185,6 +186,27 @@ class Server:
 
     def remove(self):
         shutil.rmtree(self.dir, ignore_errors=True)
+
+
+def on_connections(count, connect, work, seed):
+    """work(me, client, random numbers) in so many threads, each with a connection of its own."""
+    failures = []
+
+    def run_one(me):
+        client = connect()
+        try:
+            work(me, client, random.Random(seed * 100 + me))
+        except BaseException as error:  # pylint: disable=broad-except
+            failures.append(f"thread {me}: {error!r}")
+        finally:
+            close(client)
+
+    workers = [threading.Thread(target=run_one, args=(me,)) for me in range(count)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failures, f"seed {seed}: {failures}"
 
 
 def close(handle):

@@ -11,7 +11,8 @@ import threading
 import nbd
 import pytest
 
-from harness import (IS_WEFT, KIB, MIB, NBDKIT, ROOT, WEFT, close, run, wait_until, why_no_mount)
+from harness import (IS_WEFT, KIB, MIB, NBDKIT, ROOT, WEFT, close, on_connections, run, wait_until,
+                     why_no_mount)
 from rawclient import Raw
 
 pytestmark = pytest.mark.weft_only
@@ -299,39 +300,26 @@ def test_random_load_over_many_connections(serve, engine, image, mode, extra):
     piece, threads, steps = 3000, 4, 150
     count = MIB // piece
     model = [bytes(piece)] * count
-    failures = []
 
-    def work(me):
-        rng = random.Random(seed * 100 + me)
-        client = server.connect()
-        try:
-            for _ in range(steps):
-                number = rng.randrange(count // threads) * threads + me
-                action = rng.random()
-                if action < 0.4:
-                    model[number] = rng.randbytes(piece)
-                    client.pwrite(model[number], number * piece,
-                                  nbd.CMD_FLAG_FUA if rng.random() < 0.05 else 0)
-                elif action < 0.5:
-                    model[number] = bytes(piece)
-                    client.zero(piece, number * piece)
-                elif action < 0.55:
-                    client.flush()
-                elif action < 0.6:
-                    client.cache(piece, number * piece)
-                else:
-                    assert client.pread(piece, number * piece) == model[number], f"piece {number}"
-        except BaseException as error:  # pylint: disable=broad-except
-            failures.append(f"thread {me}: {error!r}")
-        finally:
-            close(client)
+    def work(me, client, rng):
+        for _ in range(steps):
+            number = rng.randrange(count // threads) * threads + me
+            action = rng.random()
+            if action < 0.4:
+                model[number] = rng.randbytes(piece)
+                client.pwrite(model[number], number * piece,
+                              nbd.CMD_FLAG_FUA if rng.random() < 0.05 else 0)
+            elif action < 0.5:
+                model[number] = bytes(piece)
+                client.zero(piece, number * piece)
+            elif action < 0.55:
+                client.flush()
+            elif action < 0.6:
+                client.cache(piece, number * piece)
+            else:
+                assert client.pread(piece, number * piece) == model[number], f"piece {number}"
 
-    workers = [threading.Thread(target=work, args=(me,)) for me in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not failures, f"seed {seed}: {failures}"
+    on_connections(threads, server.connect, work, seed)
     expected = b"".join(model)
     with server.client() as client:
         assert client.pread(len(expected), 0) == expected, f"seed {seed}"

@@ -3,12 +3,11 @@
 import contextlib
 import os
 import random
-import threading
 
 import nbd
 import pytest
 
-from harness import KIB, MIB, WEFT, close, run
+from harness import KIB, MIB, WEFT, on_connections, run
 from rawclient import Raw
 
 pytestmark = pytest.mark.sanitized
@@ -106,37 +105,24 @@ def test_random_load_over_many_connections(serve, engine, disk):
     seed = random.randrange(1 << 32)
     block, count, threads, steps = 4 * KIB, 512, 8, 250
     model = [bytes(block)] * count
-    failures = []
 
-    def work(me):
-        rng = random.Random(seed * 100 + me)
-        client = server.connect()
-        try:
-            for _ in range(steps):
-                number = rng.randrange(count // threads) * threads + me
-                action = rng.random()
-                if action < 0.5:
-                    model[number] = rng.randbytes(block)
-                    client.pwrite(model[number], number * block,
-                                  nbd.CMD_FLAG_FUA if rng.random() < 0.05 else 0)
-                elif action < 0.6:
-                    model[number] = bytes(block)
-                    client.zero(block, number * block)
-                elif action < 0.65:
-                    client.flush()
-                else:
-                    assert client.pread(block, number * block) == model[number], f"block {number}"
-        except BaseException as error:  # pylint: disable=broad-except
-            failures.append(f"thread {me}: {error!r}")
-        finally:
-            close(client)
+    def work(me, client, rng):
+        for _ in range(steps):
+            number = rng.randrange(count // threads) * threads + me
+            action = rng.random()
+            if action < 0.5:
+                model[number] = rng.randbytes(block)
+                client.pwrite(model[number], number * block,
+                              nbd.CMD_FLAG_FUA if rng.random() < 0.05 else 0)
+            elif action < 0.6:
+                model[number] = bytes(block)
+                client.zero(block, number * block)
+            elif action < 0.65:
+                client.flush()
+            else:
+                assert client.pread(block, number * block) == model[number], f"block {number}"
 
-    workers = [threading.Thread(target=work, args=(me,)) for me in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not failures, f"seed {seed}: {failures}"
+    on_connections(threads, server.connect, work, seed)
     with server.client() as client:
         assert client.pread(block * count, 0) == b"".join(model), f"seed {seed}"
 

@@ -4,12 +4,11 @@
 The disk keeps a copy for each connection, so that whatever a flush leaves out is found.
 """
 import random
-import threading
 
 import nbd
 import pytest
 
-from harness import WEFT, close, run
+from harness import WEFT, on_connections, run
 from multi_conn import TRACKINGS, CopiesDisk, have_filter
 
 pytestmark = [pytest.mark.weft_only,
@@ -67,7 +66,6 @@ def test_many_at_once(serve, engine, tracking):
                       model="serialize_requests", size=blocks * BLOCK, block=BLOCK)
     seed = random.randrange(1 << 32)
     acknowledged = [0] * blocks  # each written by its owner only
-    failures = []
 
     def encode(count):
         return b"%07d " % count * (BLOCK // 8)
@@ -79,37 +77,25 @@ def test_many_at_once(serve, engine, tracking):
         counts = [int(word) if word.isdigit() else 0 for word in words]  # not: from the beginning
         return min(counts), max(counts)
 
-    def work(me):
-        rng = random.Random(seed * 100 + me)
-        client = disk.server.connect()
-        try:
-            for _ in range(steps):
-                block = rng.randrange(blocks // threads) * threads + me
-                if rng.random() < 0.5:
-                    client.pwrite(encode(acknowledged[block] + 1), block * BLOCK,
-                                  FUA if rng.random() < 0.2 else 0)
-                    acknowledged[block] += 1
-                    assert decode(client.pread(BLOCK, block * BLOCK)) == (
-                        acknowledged[block], acknowledged[block]), f"own block {block}"
-                    continue
-                floor = list(acknowledged)
-                client.flush()
-                block = rng.randrange(blocks)
-                seen, _ = decode(client.pread(BLOCK, block * BLOCK))
-                assert seen >= floor[block], (
-                    f"block {block} after a flush is {seen}, and {floor[block]} was acknowledged "
-                    "before it")
-        except BaseException as error:  # pylint: disable=broad-except
-            failures.append(f"thread {me}: {error!r}")
-        finally:
-            close(client)
+    def work(me, client, rng):
+        for _ in range(steps):
+            block = rng.randrange(blocks // threads) * threads + me
+            if rng.random() < 0.5:
+                client.pwrite(encode(acknowledged[block] + 1), block * BLOCK,
+                              FUA if rng.random() < 0.2 else 0)
+                acknowledged[block] += 1
+                assert decode(client.pread(BLOCK, block * BLOCK)) == (
+                    acknowledged[block], acknowledged[block]), f"own block {block}"
+                continue
+            floor = list(acknowledged)
+            client.flush()
+            block = rng.randrange(blocks)
+            seen, _ = decode(client.pread(BLOCK, block * BLOCK))
+            assert seen >= floor[block], (
+                f"block {block} after a flush is {seen}, and {floor[block]} was acknowledged "
+                "before it")
 
-    workers = [threading.Thread(target=work, args=(me,)) for me in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not failures, f"seed {seed}: {failures}"
+    on_connections(threads, disk.server.connect, work, seed)
     with disk.client() as last:
         last.flush()
         assert [decode(last.pread(BLOCK, number * BLOCK)) for number in range(blocks)] == [
