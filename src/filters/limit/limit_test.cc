@@ -124,7 +124,11 @@ TEST(LimitStress, NeverMoreThanAllowedOnSeveralLoops) {
       for (int round = 0; round < kRounds; round++) {
         auto opened = loop->run_until_done(
             disk::open_layer(*plugin, "limit", {.name = "", .loop = *loop, .peer = &peer}));
-        if (!opened) continue;
+        if (!opened) {  // until there is room
+          round--;
+          std::this_thread::yield();
+          continue;
+        }
         admitted++;
         const int now = ++open;
         for (int seen = most; now > seen && !most.compare_exchange_weak(seen, now);) {
@@ -137,7 +141,7 @@ TEST(LimitStress, NeverMoreThanAllowedOnSeveralLoops) {
   }
   for (std::thread& thread : threads) thread.join();
   EXPECT_LE(most, 2);
-  EXPECT_GE(admitted, kRounds);
+  EXPECT_EQ(admitted, kThreads * kRounds);
   disk::Peer peer;
   const auto loop = engine::Loop::create(engine::EngineKind::kEpoll, pool);
   EXPECT_TRUE(loop->run_until_done(plugin->preconnect(*loop, peer, false)));  // nothing leaked
