@@ -33,7 +33,8 @@ class Aligner final : public Disk {
     capabilities_ = next_->capabilities();
     capabilities_.block_size.minimum = 1;
     capabilities_.block_size.preferred = std::max(capabilities_.block_size.preferred, block_);
-    assert(!next_->order() || next_->order()->granularity() >= block_);
+    // Who cannot write makes no change, and needs no order of them.
+    assert(!capabilities_.writable || !next_->order() || next_->order()->granularity() >= block_);
   }
 
   Task<Status> read(uint64_t offset, MutableByteSpan into) override {

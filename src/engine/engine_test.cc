@@ -267,6 +267,22 @@ TEST_P(Engine, MessagesOfOtherThreadsArriveInOrder) {
   for (int i = 0; i < kCount; i++) ASSERT_EQ(out[static_cast<size_t>(i)], i);
 }
 
+// The leak checker would see a call that is lost with its loop.
+TEST_P(Engine, WhatTheLoopNeverCameToIsDiscarded) {
+  struct Note final : Message {
+    int* discarded = nullptr;
+    void run() override { ADD_FAILURE() << "the loop never ran"; }
+    void discard() noexcept override { ++*discarded; }
+  };
+  int discarded = 0;
+  Note note;
+  note.discarded = &discarded;
+  loop->post(note);
+  loop->call([held = std::make_unique<int>(1)] { ADD_FAILURE() << *held; });
+  loop.reset();
+  EXPECT_EQ(discarded, 1);
+}
+
 struct Concurrency {
   std::atomic<int> now{0};
   std::atomic<int> most{0};

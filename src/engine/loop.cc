@@ -144,6 +144,12 @@ Loop::~Loop() = default;
 void Loop::end() {
   if (watched_) pool_.forget(*this);
   while (guests_.load(std::memory_order_acquire) > 0) std::this_thread::yield();
+  Message* message = messages_.exchange(nullptr, std::memory_order_acquire);
+  while (message) {
+    Message* next = message->next_;  // discard() may destroy the message
+    message->discard();
+    message = next;
+  }
 }
 
 Loop* Loop::current() {

@@ -55,6 +55,8 @@ struct Wakeup {
 class Message {
  public:
   virtual void run() = 0;
+  // Instead of run(): the loop ends without having come to it. What it waits for never comes.
+  virtual void discard() noexcept {}
 
  protected:
   ~Message() = default;
@@ -229,7 +231,7 @@ class Loop {
   // Any thread. Messages of one thread run in the order they were posted.
   void post(Message& message) noexcept;
 
-  // From any thread: calls f() once on the loop's thread.
+  // From any thread: calls f() once on the loop's thread, unless the loop ends before.
   template <typename F>
   void call(F f) {
     struct Call final : Message {
@@ -238,6 +240,7 @@ class Loop {
         f();
         delete this;
       }
+      void discard() noexcept override { delete this; }
       F f;
     };
     post(*new Call(std::move(f)));
