@@ -91,10 +91,14 @@ void send_all(const Target& target, int fd, ByteSpan bytes) {
 
 }  // namespace
 
+Fd connect_to(const Target& target, std::chrono::milliseconds timeout) {
+  return target.socket.empty() ? connect_tcp(target, timeout) : connect_unix(target, timeout);
+}
+
 Dialled dial(const Target& target, nbd::ClientConfig config, std::chrono::milliseconds timeout) {
   using Status = nbd::ClientHandshake::Status;
   Dialled dialled;
-  dialled.fd = target.socket.empty() ? connect_tcp(target, timeout) : connect_unix(target, timeout);
+  dialled.fd = connect_to(target, timeout);
   const int fd = dialled.fd.get();
   config.export_name = target.export_name;
   nbd::ClientHandshake handshake(std::move(config));

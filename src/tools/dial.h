@@ -15,6 +15,10 @@ struct Dialled {
   nbd::ClientResult result;  // nothing of the transmission phase has been received yet
 };
 
+// A connected socket: blocking, TCP without delay; no receive or send takes longer than `timeout`.
+// Throws ConfigError as dial() does. Nothing has been sent or received.
+[[nodiscard]] Fd connect_to(const Target& target, std::chrono::milliseconds timeout);
+
 // Negotiates `config` (its export_name is replaced by the target's). No step may take longer than
 // `timeout`. Throws ConfigError with one line: who does not answer, or what was refused and why.
 [[nodiscard]] Dialled dial(const Target& target, nbd::ClientConfig config,
