@@ -110,7 +110,7 @@ def test_a_failed_test_tells_its_story_to_the_ci_system(sample):
 def test_every_field_of_the_json_report_is_documented(sample):
     folder, _ = sample("broken")
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    manual = (ROOT / "src/check/report/json.md").read_text(encoding="utf-8")
+    manual = (ROOT / "src/check/nbdcheck.md").read_text(encoding="utf-8")
 
     def fields(value, path):
         if isinstance(value, list):
@@ -124,7 +124,7 @@ def test_every_field_of_the_json_report_is_documented(sample):
 
     for where, name in set(fields(report, "report")):
         if not where.startswith("report.counts."):
-            assert f"**{name}**" in manual, f"{where} is not in json.md"
+            assert f"**{name}**" in manual, f"{where} is not in nbdcheck.md"
     history = report["histories"][1]
     proof = report["tests"][3]["findings"][0]
     kinds = [history["operations"][i]["kind"] for i in proof["operations"]]

@@ -16,10 +16,6 @@ SECONDS = float(os.environ.get("NBDCHECK_SOAK_SECONDS", "0"))
 MODES = ("consistency", "reconnect", "conformance", *HARMING)
 # For the plain disks; everything else is asked once how consistent it is.
 EVERYTHING = ["file", "file, epoll", "cache filter, writeback", "multi-conn and cache filters"]
-# The emulation writes back what another connection has changed in a block, before it changes that:
-# where the disk fails, a write beside the failing place does, too.
-ACCEPTED = {title: () for title in EVERYTHING}
-ACCEPTED["multi-conn and cache filters"] = ("--accept=error-spread",)
 LIES = [
     subjects.weft("multi-conn filter, unsafe", *subjects.copies_disk("unsafe"),
                   **subjects.SCRIPT_LOAD),
@@ -75,8 +71,7 @@ def test_every_combination_sees_one_disk():
 def test_everything_holds(title, mode):
     subject = by_title(title)
     needs_disk(subject)
-    done = check(subject, mode, *(ACCEPTED[title] if mode == "fail-io" else ()),
-                 duration=3 if mode == "power-cut" else 1)
+    done = check(subject, mode, duration=3 if mode == "power-cut" else 1)
     if mode == "fail-io" and "cache" in title:
         # What the cache holds is read from it, whatever the disk below does.
         assert done.status in (KEPT, UNKNOWN) and not done.tests("failed"), done

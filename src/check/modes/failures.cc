@@ -56,6 +56,10 @@ class Failures {
   // The later flushes of a scene, on all connections and on a new one; how many said OK.
   uint32_t flush_everywhere(Play& play);
 
+  // A request failed that does not touch the failing place. No promise is broken: the server may
+  // use the disk in larger units.
+  void note_spread(Play& play, Test& test);
+
   void later(Play& play, Test& test);
   void together(Play& play, Test& test);
   void fua(Play& play, Test& test);
@@ -127,6 +131,15 @@ void Failures::find(Play& play, Test& test, const char* kind, const std::string&
                            .advice = std::move(advice),
                            .seed = run_.options.seed,
                            .replay = run_.replay(run_.options.seed)});
+}
+
+void Failures::note_spread(Play& play, Test& test) {
+  const State before = test.state;
+  find(
+      play, test, "error-spread", "a request that does not touch the failing place failed",
+      {"A server that uses the disk in larger units than it was asked for fails more than the disk",
+       "does. Ask for what failed again, in the units of the requests."});
+  if (before != State::kFailed) test.state = State::kWarned;
 }
 
 void Failures::look(Play& play, Test& test, const char* lost_kind, const std::string& lost_title) {
@@ -336,9 +349,7 @@ void Failures::reading(Play& play, Test& test) {
            {"A failed read says nothing about later ones: ask the disk again."});
     }
   }
-  if (spread) {
-    find(play, test, "error-spread", "a request that does not touch the failing place failed", {});
-  }
+  if (spread) note_spread(play, test);
   look(play, test, "lost-write", "acknowledged data was lost");
   if (disconnected) {
     find(play, test, "disconnect-on-read-error",
@@ -382,9 +393,7 @@ void Failures::writing(Play& play, Test& test, int error) {
   for (const uint32_t block : {0u, 1u}) {
     if (alive(play, kA)) play.act(kA, play.wish(Kind::kRead, block));
   }
-  if (spread) {
-    find(play, test, "error-spread", "a request that does not touch the failing place failed", {});
-  }
+  if (spread) note_spread(play, test);
   look(play, test, "false-flush", "a write that the disk had refused was called safe, and is lost");
   if (test.state != State::kPassed) return;
   const Operation& answer = play.operation(failing);

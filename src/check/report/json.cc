@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: BSD-3-Clause
-// The report for scripts. Its fields are documented in json.md; a change there is a change of
+// The report for scripts. Its fields are documented in nbdcheck.md; a change there is a change of
 // kFormat.
 #include "check/report/json.h"
 
