@@ -263,8 +263,10 @@ bool Client::cover(Waiting& waiting, Range range) {
   if (request.type != nbd::kCmdRead) {
     return violate(fmt::format("data in the reply to {}", nbd::command_name(request.type)));
   }
-  if (range.empty() || range.offset < request.offset ||
-      range.length > request.offset + request.length - range.offset) {
+  // What the server says may be anything: no sum of it is safe.
+  const uint64_t begin = range.offset - request.offset;
+  if (range.empty() || range.offset < request.offset || begin >= request.length ||
+      range.length > request.length - begin) {
     return violate(fmt::format("{} bytes at {} in the reply to a read of {} bytes at {}",
                                range.length, range.offset, request.length, request.offset));
   }
