@@ -27,6 +27,10 @@ using Clock = std::chrono::steady_clock;
 // A call is taken by the file system's thread. It then is in one place, until it is answered:
 // stalled_ (waits for release()), timed_ (being done; its end comes by the clock), held_ (the power
 // is gone). Everything happens under one mutex, answers too: after freeze() no answer leaves.
+// Bytes: holes and data are told in blocks, as file systems do. Servers rely on that: qemu-nbd with
+// O_DIRECT ends itself where a hole begins elsewhere.
+constexpr uint64_t kHoleBlock = 4096;
+
 class FaultDisk::Impl final : public FuseFile::Owner {
  public:
   explicit Impl(const FaultDiskOptions& options)
@@ -52,11 +56,16 @@ class FaultDisk::Impl final : public FuseFile::Owner {
   void take(FileCall call) override;
   uint64_t next_data(uint64_t offset) override {
     const std::lock_guard lock(mutex_);
-    return store_.next_data(offset);
+    const uint64_t found = store_.next_data(offset / kHoleBlock * kHoleBlock);
+    return std::max(offset, found / kHoleBlock * kHoleBlock);
   }
   uint64_t next_hole(uint64_t offset) override {
     const std::lock_guard lock(mutex_);
-    return store_.next_hole(offset);
+    uint64_t block = offset / kHoleBlock * kHoleBlock;
+    while (block < store_.size() && store_.next_data(block) < block + kHoleBlock) {
+      block += kHoleBlock;
+    }
+    return std::min(std::max(offset, block), store_.size());
   }
 
   void freeze();

@@ -86,6 +86,15 @@ TEST_F(FaultDiskTest, IsAFile) {
   EXPECT_EQ(lseek(fd.get(), 0, SEEK_HOLE), static_cast<off_t>(kBlock));
 }
 
+TEST_F(FaultDiskTest, TellsOfHolesInWholeBlocks) {
+  const char sector[512] = {1};
+  ASSERT_EQ(pwrite(fd.get(), sector, sizeof sector, 3 * kBlock + 1024), 512);
+  EXPECT_EQ(lseek(fd.get(), 0, SEEK_DATA), static_cast<off_t>(3 * kBlock));
+  EXPECT_EQ(lseek(fd.get(), 3 * kBlock, SEEK_HOLE), static_cast<off_t>(4 * kBlock));
+  EXPECT_EQ(lseek(fd.get(), 4 * kBlock - 1, SEEK_DATA), static_cast<off_t>(4 * kBlock - 1));
+  EXPECT_EQ(lseek(fd.get(), kBlock + 5, SEEK_HOLE), static_cast<off_t>(kBlock + 5));
+}
+
 TEST_F(FaultDiskTest, LosesWhatWasNotSynced) {
   put(0, 'a');
   EXPECT_EQ(sync(), 0);
