@@ -74,8 +74,8 @@ def test_nbdkit_multi_conn_filter_loses_a_flush():
 
 
 def test_nbd_server_waitfile_is_a_disk_for_each_connection():
-    one_of(peer("nbd-server waitfile, one request at a time"), "consistency", "stale-read", seeds=3,
-           duration=2)
+    one_of(peer("nbd-server waitfile, one request at a time"), "consistency",
+           "stale-read", seeds=3, duration=2)
 
 
 @pytest.mark.parametrize("title", [
@@ -95,19 +95,19 @@ def test_qemu_nbd_with_threads_and_the_page_cache_remembers():
 
 def test_qemu_nbd_drops_replies_at_disc():
     done = check(peer("qemu-nbd threads, writeback"), "reconnect")
-    assert "reply-lost-at-disc" in done.kinds("failed"), done
+    assert "reply-lost-at-disc" in done.kinds("failed", "warned"), done
 
 
 @pytest.mark.parametrize("title", ["nbdkit file", "qemu-nbd threads, writeback",
                                    "nbd-server plain"])
 def test_a_cut_write_comes_late(title):
     done = check(peer(title, "reconnect"), "reconnect")
-    assert "late-write" in done.kinds("failed"), done
+    assert "late-write" in done.kinds("failed", "warned"), done
 
 
 def test_qemu_nbd_ends_the_connection_on_a_read_error():
     done = check(peer("qemu-nbd threads, none", "fail-io"), "fail-io")
-    assert "disconnect-on-read-error" in done.kinds("failed"), done
+    assert "disconnect-on-read-error" in done.kinds("failed", "warned"), done
 
 
 def test_nbdkit_ends_when_connections_are_cut():
