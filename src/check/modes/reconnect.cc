@@ -91,6 +91,8 @@ class Reconnect {
       options.weights[static_cast<size_t>(Kind::kZero)] = 0;
       options.weights[static_cast<size_t>(Kind::kTrim)] = 0;
     }
+    // Without the flag nobody may use two at once: one's cache may undo the other's writes.
+    if (cut_every > 0 && promised_ == Level::kOwn) options.connections = 1;
     options.limit = kRoundLimit;
     return Load(options, *layout_, [this] { return run_.dial(); }, &run_.interrupted);
   }
