@@ -24,9 +24,9 @@ constexpr char kFuaBasis[] = "MUST, NBD protocol: Command flags, NBD_CMD_FLAG_FU
 constexpr char kErrorBasis[] = "SHOULD, NBD protocol: Error values";
 constexpr char kOthersBasis[] = "the meaning of a disk";
 
-constexpr uint32_t kAlways = 1'000'000;     // calls that fail: all
-constexpr auto kSlowSync = 30ms;            // so that several flushes meet in it
-constexpr uint32_t kA = 0, kB = 1, kC = 2;  // connections
+constexpr uint32_t kAlways = 1'000'000;  // calls that fail: all
+constexpr auto kSlowSync = 30ms;         // so that several flushes meet in it
+constexpr uint32_t kA = 0, kB = 1;       // connections
 constexpr uint32_t kConnections = 3;
 
 const std::vector<std::string> kStickyAdvice = {
