@@ -53,6 +53,6 @@ class Run:
 
 
 def faulty(*options, disk=False, seed=1):
-    """The words after -- for faulty-server."""
+    """The words that say which server: a faulty-server."""
     words = ["--", FAULTY, "--socket={socket}", f"--seed={seed}", *options]
-    return words + (["--file={disk}"] if disk else [])
+    return words + ["--file={disk}"] if disk else ["--destroy", *words]

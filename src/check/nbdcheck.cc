@@ -26,7 +26,8 @@ constexpr std::chrono::milliseconds kStopLimit{5'000};
 std::atomic<bool> interrupted = false;
 static_assert(std::atomic<bool>::is_always_lock_free);
 
-// The first signal ends the run with the verdict so far, the second ends the program.
+// A signal ends the run with the verdict so far. A second one does nothing more: the disk must be
+// unmounted and the server ended, and nothing of it takes long.
 void on_signal(int) {
   interrupted = true;
 }
@@ -34,9 +35,7 @@ void on_signal(int) {
 void catch_signals() {
   struct sigaction action = {};
   action.sa_handler = on_signal;
-  action.sa_flags = static_cast<int>(SA_RESETHAND);
-  ::sigaction(SIGINT, &action, nullptr);
-  ::sigaction(SIGTERM, &action, nullptr);
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) ::sigaction(signal, &action, nullptr);
   ::signal(SIGPIPE, SIG_IGN);
 }
 
@@ -145,6 +144,16 @@ void conclude(Report& report) {
   report.verdict += soon;
 }
 
+// A run may take long: that its report cannot be written is said before it.
+void check_writable(const std::string& path) {
+  if (path.empty() || path == "-") return;
+  const bool there = ::access(path.c_str(), F_OK) == 0;
+  std::FILE* file = std::fopen(path.c_str(), "a");
+  if (!file) throw ConfigError(fmt::format("{}: cannot be written: {}", path, errno_text(errno)));
+  std::fclose(file);
+  if (!there) ::unlink(path.c_str());
+}
+
 void write_file(const std::string& path, const std::string& text) {
   if (path.empty()) return;
   if (path == "-") {
@@ -162,18 +171,27 @@ using Mode = void (*)(Run&);
 
 void run_modes(Run& run, TerminalProgress& progress) {
   const Modes& modes = run.options.modes;
+  // Consistency judges by what it has seen whether that is enough; of the others a part says
+  // little.
+  const auto unfinished = [&](const char* name, const char* why) {
+    run.report.tests.push_back({.name = fmt::format("{}.run", name),
+                                .title = "the test runs to its end",
+                                .basis = "nbdcheck",
+                                .state = State::kInconclusive,
+                                .detail = why});
+  };
   const auto one = [&](bool wanted, const char* name, Mode mode) {
-    if (!wanted || interrupted) return;
+    if (!wanted) return;
+    if (interrupted) return unfinished(name, "interrupted before it began");
     progress.begin(name);
     try {
       mode(run);
       run.ensure_server();
     } catch (const ConfigError& error) {
-      run.report.tests.push_back({.name = fmt::format("{}.run", name),
-                                  .title = "the test can run",
-                                  .basis = "nbdcheck",
-                                  .state = State::kInconclusive,
-                                  .detail = error.what()});
+      unfinished(name, error.what());
+    }
+    if (interrupted && mode != run_consistency) {
+      unfinished(name, "interrupted before it had finished");
     }
     progress.clear();
     std::erase_if(run.report.tests, [&](const Test& test) { return !run.wants(test.name); });
@@ -188,6 +206,7 @@ void run_modes(Run& run, TerminalProgress& progress) {
 }
 
 int run(const Options& options) {
+  for (const std::string& path : {options.html, options.junit, options.json}) check_writable(path);
   TerminalProgress progress(options.quiet);
   Report report;
   report.started = time_text();
@@ -218,7 +237,12 @@ int run(const Options& options) {
           .interrupted = interrupted,
           .progress = progress,
           .report = report};
-  note_facts(report, run.dial().result);  // throws when there is nobody
+  const nbd::ClientResult exported = run.dial().result;  // throws when there is nobody
+  note_facts(report, exported);
+  if (options.modes.consistency || options.modes.reconnect || options.modes.need_command()) {
+    (void)run.layout(exported);  // throws when there is no room
+    run.look_for_second_connection();
+  }
   run_modes(run, progress);
   if (server) server->stop(kStopLimit);
 
@@ -226,11 +250,11 @@ int run(const Options& options) {
   report.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   accept(report, options.accepted);
   conclude(report);
+  const bool stdout_taken = options.json == "-" || options.junit == "-" || options.html == "-";
+  std::fputs(text_report(report, options.verbose).c_str(), stdout_taken ? stderr : stdout);
   write_file(options.html, html_report(report));
   write_file(options.junit, junit_report(report));
   write_file(options.json, json_report(report, options.json_histories));
-  const bool stdout_taken = options.json == "-" || options.junit == "-" || options.html == "-";
-  std::fputs(text_report(report, options.verbose).c_str(), stdout_taken ? stderr : stdout);
   return static_cast<int>(report.outcome);
 }
 

@@ -9,8 +9,8 @@
 #include <bit>
 #include <cstdio>
 #include <random>
-#include <span>
 #include <string_view>
+#include <utility>
 
 #include "base/parse.h"
 #include "base/result.h"
@@ -38,7 +38,7 @@ What is tested (default: --consistency; several may be given):
   --fail-io             the disk fails reads and writes
 Where, and how long:
   --destroy             the export's content may be destroyed; without it nothing is written, and
-                        only --conformance can run. Not needed for {disk}
+                        only --conformance can run. Not needed with {disk}
   --range=OFFSET:LENGTH use only these bytes of the export
   --blocks=N            how many blocks the load works on; default: 16
   --block-size=SIZE     default: 4k
@@ -48,7 +48,7 @@ Where, and how long:
   --kinds=KIND,...      only these operations in the load: read write zero trim cache flush status
   --seed=N              decides every random choice; default: a new one each time
   --timeout=TIME        a request without a reply for so long is a hang; default: 10
-  --disk-size=SIZE      of {disk}; default: 16m
+  --disk-size=SIZE      of {disk}; default: 64m
   --export=NAME         with a COMMAND: the export to test; default: the default export
 Report:
   --json=FILE           write the report as JSON; - is the standard output
@@ -188,11 +188,13 @@ std::string quoted(std::string_view word) {
   return text + "'";
 }
 
-// Not for a replay: it has a seed of its own, and overwrites no report.
-constexpr std::array<std::string_view, 4> kNotReplayed = {"--seed", "--json", "--junit", "--html"};
-
-bool is_any_of(std::string_view word, std::span<const std::string_view> words) {
-  return std::ranges::find(words, word) != words.end();
+// The option as one word, for replays. Those have a seed of their own, and overwrite no report.
+std::string replayed(int code, const char* value) {
+  if (code == kSeed || (code >= kJson && code <= kHtml)) return {};
+  const auto* const known = std::ranges::find(kLongOptions, code, &option::val);
+  std::string word = fmt::format("--{}", known->name);
+  if (known->has_arg == required_argument) word += fmt::format("={}", value);
+  return quoted(word);
 }
 
 bool mentions(const std::vector<std::string>& command, std::string_view what) {
@@ -317,16 +319,16 @@ void settle(Options& options, bool all) {
     if (!mentions(options.command, "{socket}")) {
       throw ConfigError("the command after -- has no {socket}: where shall its server listen?");
     }
-    return;
-  }
-  if (!options.target) {
+    if (disk) return;
+  } else if (!options.target) {
     throw ConfigError(
         "no server: give its URI, or after -- the command that starts it (try --help)");
   }
   if ((modes.consistency || modes.reconnect) && !options.destroy) {
     throw ConfigError(
         "the test writes to the export, whose content is lost then: add --destroy if it may be "
-        "(--range=OFFSET:LENGTH confines it), or test with --conformance, which then only reads");
+        "(--range=OFFSET:LENGTH confines it), or test with --conformance, which then only reads; a "
+        "command with {disk} gets a disk of nbdcheck's own");
   }
 }
 
@@ -348,16 +350,6 @@ std::string Options::replay(uint64_t with_seed, const std::vector<std::string>& 
 
 std::optional<Options> parse_options(int argc, char** argv) {
   Options options;
-  for (int i = 1; i < argc; i++) {
-    const std::string_view word = argv[i];
-    if (word == "--") {
-      for (; i < argc; i++) options.words.push_back(quoted(argv[i]));
-    } else if (is_any_of(word, kNotReplayed)) {
-      i++;  // its value
-    } else if (!is_any_of(word.substr(0, word.find('=')), kNotReplayed)) {
-      options.words.push_back(quoted(word));
-    }
-  }
   // What stands behind "--" is the server's.
   int own = 1;
   while (own < argc && std::string_view(argv[own]) != "--") own++;
@@ -383,6 +375,9 @@ std::optional<Options> parse_options(int argc, char** argv) {
       throw ConfigError(fmt::format(
           "{}: unknown option, or a value is missing: see nbdcheck --help", argv[optind - 1]));
     }
+    if (std::string word = replayed(code, ::optarg); !word.empty()) {
+      options.words.push_back(std::move(word));
+    }
     if (code >= kConsistency && code <= kFailIo) {
       take_mode(options.modes, code, all);
     } else if (code == kDestroy) {
@@ -402,7 +397,12 @@ std::optional<Options> parse_options(int argc, char** argv) {
     throw ConfigError(
         fmt::format("two servers, '{}' and '{}': give one", argv[optind], argv[optind + 1]));
   }
-  if (optind < own) options.target = tools::parse_target(argv[optind]);
+  if (optind < own) {
+    options.target = tools::parse_target(argv[optind]);
+    options.words.push_back(quoted(argv[optind]));
+  }
+  if (!options.command.empty()) options.words.emplace_back("--");
+  for (const std::string& word : options.command) options.words.push_back(quoted(word));
   if (!seed_given) options.seed = std::random_device()() | 1;
   settle(options, all);
   return options;

@@ -34,7 +34,7 @@ struct Options {
   std::optional<tools::Target> target;  // a URI, or
   std::vector<std::string> command;     // the words after "--"
   bool destroy = false;                 // the export's content may be destroyed
-  uint64_t disk_size = 16 << 20;        // bytes of {disk}
+  uint64_t disk_size = 64 << 20;        // bytes of {disk}
   std::string export_name;              // with a command
 
   uint64_t seed = 1;  // never 0; chosen at random unless given

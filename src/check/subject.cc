@@ -4,7 +4,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <map>
+#include <thread>
 #include <utility>
 
 #include "base/result.h"
@@ -14,6 +16,8 @@ namespace {
 
 // A server that lets a connection wait in its backlog does so for ever.
 constexpr std::chrono::milliseconds kDialPatience{3'000};
+constexpr std::chrono::milliseconds kDialAgain{1'000};
+constexpr std::chrono::milliseconds kDialPause{30};
 constexpr ptrdiff_t kLastWords = 5;  // lines of a dead server's output
 
 // Where an author should look first.
@@ -68,6 +72,28 @@ uint64_t length_of(const History& history, const Violation& violation) {
 }  // namespace
 
 tools::Dialled Run::dial() const {
+  const auto end = std::chrono::steady_clock::now() + kDialAgain;
+  for (;;) {
+    try {
+      return dial_once();
+    } catch (const ConfigError&) {
+      if (interrupted || std::chrono::steady_clock::now() >= end) throw;
+      if (server && !server->running()) throw;
+      std::this_thread::sleep_for(kDialPause);
+    }
+  }
+}
+
+void Run::look_for_second_connection() {
+  const tools::Dialled first = dial();
+  try {
+    (void)dial();
+  } catch (const ConfigError& error) {
+    refusal = error.what();
+  }
+}
+
+tools::Dialled Run::dial_once() const {
   return tools::dial(target,
                      {.export_name = target.export_name,
                       .want_structured = true,
@@ -78,7 +104,10 @@ tools::Dialled Run::dial() const {
 
 Layout Run::layout(const nbd::ClientResult& negotiated) const {
   const uint32_t granularity = negotiated.block_sizes ? negotiated.block_sizes->min : 1;
-  const uint32_t block = std::max(options.block_size, granularity);
+  const uint32_t payload_max =
+      negotiated.block_sizes ? negotiated.block_sizes->payload_max : nbd::kPayloadAdvertisedMax;
+  const uint32_t block =
+      std::clamp(options.block_size, granularity, std::max(granularity, payload_max));
   Range range = options.range.value_or(Range{0, negotiated.size});
   if (!range.within(negotiated.size)) {
     throw ConfigError(fmt::format("--range: the export has {} bytes only", negotiated.size));
@@ -127,7 +156,7 @@ void Run::ensure_server() {
 }
 
 LoadOptions Run::load_options(uint64_t seed) const {
-  LoadOptions load{.connections = options.connections,
+  LoadOptions load{.connections = refusal.empty() ? options.connections : 1,
                    .depth = options.depth,
                    .seed = seed,
                    .patience = options.patience};

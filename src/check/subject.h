@@ -36,10 +36,15 @@ struct Run {
   const std::atomic<bool>& interrupted;
   Progress& progress;
   Report& report;
+  // Why there is no second connection at the same time; "": there is.
+  std::string refusal = {};
 
   // Dials one connection as all modes want it: structured, base:allocation, block sizes; extended
-  // headers are left to conformance.
+  // headers are left to conformance. A server that has not noticed yet that a connection has ended
+  // may refuse the next one: it is asked again for a second.
   [[nodiscard]] tools::Dialled dial() const;
+  // Sets `refusal`. Once, before the modes: a server may let the second wait for long.
+  void look_for_second_connection();
   // The cells for this export: inside the range the user allows. Throws ConfigError: no room.
   [[nodiscard]] Layout layout(const nbd::ClientResult& negotiated) const;
   // A server that we started and that has ended by itself is a finding ("server.alive"), and
@@ -51,6 +56,9 @@ struct Run {
   [[nodiscard]] std::string replay(uint64_t seed) const { return options.replay(seed); }
   // Whether --only lets this test run.
   [[nodiscard]] bool wants(const std::string& test) const;
+
+ private:
+  [[nodiscard]] tools::Dialled dial_once() const;
 };
 
 void run_consistency(Run& run);  // modes/consistency.cc

@@ -103,7 +103,11 @@ Dialled dial(const Target& target, nbd::ClientConfig config, std::chrono::millis
   config.export_name = target.export_name;
   nbd::ClientHandshake handshake(std::move(config));
   std::array<std::byte, 4096> buffer;
+  const auto end = std::chrono::steady_clock::now() + timeout;
   while (handshake.status() == Status::kNegotiating) {
+    if (std::chrono::steady_clock::now() >= end) {
+      give_up(target, fmt::format("{}: the handshake does not end", handshake.state_name()));
+    }
     const ssize_t got = ::recv(fd, buffer.data(), buffer.size(), 0);
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) {

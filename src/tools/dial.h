@@ -19,8 +19,9 @@ struct Dialled {
 // Throws ConfigError as dial() does. Nothing has been sent or received.
 [[nodiscard]] Fd connect_to(const Target& target, std::chrono::milliseconds timeout);
 
-// Negotiates `config` (its export_name is replaced by the target's). No step may take longer than
-// `timeout`. Throws ConfigError with one line: who does not answer, or what was refused and why.
+// Negotiates `config` (its export_name is replaced by the target's). Neither a step of it nor
+// all of it may take longer than `timeout`. Throws ConfigError with one line: who does not answer,
+// or what was refused and why.
 [[nodiscard]] Dialled dial(const Target& target, nbd::ClientConfig config,
                            std::chrono::milliseconds timeout);
 

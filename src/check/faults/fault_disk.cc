@@ -9,6 +9,7 @@
 #include <list>
 #include <map>
 #include <mutex>
+#include <set>
 #include <thread>
 #include <utility>
 
@@ -134,6 +135,7 @@ class FaultDisk::Impl final : public FuseFile::Owner {
   VolatileStore store_;
   Power power_ = Power::kOn;
   uint64_t first_handle_ = 1;  // handles below it are dead
+  std::set<uint64_t> untold_;  // handles that have not been told of a sync that failed on another
   std::vector<Rule> failures_;
   std::vector<Rule> stalls_;
   std::list<Work> stalled_;
@@ -244,8 +246,15 @@ void FaultDisk::Impl::apply(const FileCall& call) {
 
 void FaultDisk::Impl::end(Work work) {
   const FileCall& call = work.call;
-  if (work.syncing) {
-    work.error ? store_.fail_sync(work.sync) : store_.end_sync(work.sync);
+  if (work.syncing && work.error) {
+    store_.fail_sync(work.sync);
+    // Linux tells it once to each open file.
+    for (uint64_t handle = first_handle_; handle < file_->next_handle(); ++handle) {
+      if (handle != call.handle) untold_.insert(handle);
+    }
+  } else if (work.syncing) {
+    store_.end_sync(work.sync);
+    if (untold_.erase(call.handle) > 0) work.error = EIO;
   } else if (work.error == 0) {
     apply(call);
     if (call.durable) {
@@ -307,6 +316,7 @@ void FaultDisk::Impl::fail_held() {
 
 // The power is back: whoever had it open before is gone.
 void FaultDisk::Impl::revive() {
+  untold_.clear();
   first_handle_ = file_->next_handle();
   failures_.clear();
   stalls_.clear();

@@ -83,7 +83,8 @@ class FaultDisk {
   // nothing. A sync touches all; the sync of a durable write touches its range, and is a call of
   // its own after the write. A failed sync also dooms what was volatile when it began, as Linux
   // does: it is still read, no later sync makes it durable, the next cut loses it; unless it is
-  // written again. Looked at when a call begins (after a stall).
+  // written again; and every other file that is open then is told by its own next sync, once.
+  // Looked at when a call begins (after a stall).
   void fail(DiskCall call, Range range, int error, uint32_t count = 1);
   // Calls of this kind that touch `range` wait until release(); the first `count` of them. A sync
   // that waits covers what was written before it came.

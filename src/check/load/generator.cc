@@ -14,7 +14,9 @@ Offered Offered::of(const nbd::ClientResult& negotiated) {
           .trim = writable && has(nbd::kSendTrim),
           .cache = has(nbd::kSendCache),
           .status = negotiated.context_id(nbd::kBaseAllocation).has_value(),
-          .writable = writable};
+          .writable = writable,
+          .length_max = negotiated.block_sizes ? negotiated.block_sizes->payload_max
+                                               : nbd::kPayloadAdvertisedMax};
 }
 
 bool Offered::has(Kind kind) const {
@@ -83,6 +85,9 @@ void Generator::choose_cells(tools::Random& random, Wish& wish) const {
       break;
   }
   wish.cells = std::min(wish.cells, layout_.cells() - wish.cell);
+  while (wish.cells > 1 && layout_.range(wish.cell, wish.cells).length > offered_.length_max) {
+    wish.cells--;
+  }
 }
 
 Wish Generator::next(tools::Random& random) {

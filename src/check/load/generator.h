@@ -27,6 +27,7 @@ struct Wish {
 struct Offered {
   bool flush = false, fua = false, zero = false, trim = false, cache = false, status = false;
   bool writable = true;
+  uint64_t length_max = 32 << 20;  // bytes of a request
 
   [[nodiscard]] static Offered of(const nbd::ClientResult& negotiated);
   [[nodiscard]] bool has(Kind kind) const;

@@ -26,19 +26,19 @@ constexpr uint64_t mix(uint64_t value) {
 
 // The word of the export's number `word`, as 8 bytes in the machine's order: the tag, and a check
 // sum that depends on the place.
-uint64_t word_of(Tag tag, uint64_t word) {
+uint64_t word_of(Tag tag, uint64_t salt, uint64_t word) {
   if (tag == kZeroTag) return 0;
-  return uint64_t{tag} << 32 | (mix(word << 32 ^ tag) & 0xffffffff);
+  return uint64_t{tag} << 32 | (mix(mix(word << 32 ^ tag) + salt) & 0xffffffff);
 }
 
-std::optional<Tag> tag_of(uint64_t value, uint64_t word) {
+std::optional<Tag> tag_of(uint64_t value, uint64_t salt, uint64_t word) {
   const Tag tag = static_cast<Tag>(value >> 32);
-  if (tag == kGarbageTag || value != word_of(tag, word)) return std::nullopt;
+  if (tag == kGarbageTag || value != word_of(tag, salt, word)) return std::nullopt;
   return tag;
 }
 
-std::byte byte_of(Tag tag, uint64_t offset) {
-  const uint64_t word = word_of(tag, offset / kWord);
+std::byte byte_of(Tag tag, uint64_t salt, uint64_t offset) {
+  const uint64_t word = word_of(tag, salt, offset / kWord);
   std::byte bytes[kWord];
   std::memcpy(bytes, &word, kWord);
   return bytes[offset % kWord];
@@ -87,20 +87,20 @@ std::vector<CellPlace> Layout::places() const {
   return places;
 }
 
-void fill(Tag tag, uint64_t offset, MutableByteSpan into) {
+void fill(Tag tag, uint64_t salt, uint64_t offset, MutableByteSpan into) {
   for (size_t i = 0; i < into.size();) {
     const uint64_t at = offset + i;
     if (at % kWord == 0 && into.size() - i >= kWord) {
-      const uint64_t word = word_of(tag, at / kWord);
+      const uint64_t word = word_of(tag, salt, at / kWord);
       std::memcpy(&into[i], &word, kWord);
       i += kWord;
     } else {
-      into[i++] = byte_of(tag, at);
+      into[i++] = byte_of(tag, salt, at);
     }
   }
 }
 
-void recognise(uint32_t cell, uint64_t offset, ByteSpan bytes, Candidates& known,
+void recognise(uint32_t cell, uint64_t salt, uint64_t offset, ByteSpan bytes, Candidates& known,
                std::vector<Observation>& into) {
   // Whole words first; then each run of bytes between them is taken for what stands beside it, if
   // it can be.
@@ -111,7 +111,7 @@ void recognise(uint32_t cell, uint64_t offset, ByteSpan bytes, Candidates& known
     if (at % kWord == 0 && bytes.size() - i >= kWord) {
       uint64_t value;
       std::memcpy(&value, &bytes[i], kWord);
-      extend(runs, i, i + kWord, tag_of(value, at / kWord));
+      extend(runs, i, i + kWord, tag_of(value, salt, at / kWord));
       i += kWord;
     } else {
       extend(runs, i, i + 1, std::nullopt);
@@ -120,7 +120,7 @@ void recognise(uint32_t cell, uint64_t offset, ByteSpan bytes, Candidates& known
   }
   const auto explains = [&](Tag tag, size_t begin, size_t end) {
     for (size_t k = begin; k < end; k++) {
-      if (bytes[k] != byte_of(tag, offset + k)) return false;
+      if (bytes[k] != byte_of(tag, salt, offset + k)) return false;
     }
     return true;
   };
@@ -147,8 +147,9 @@ void recognise(uint32_t cell, uint64_t offset, ByteSpan bytes, Candidates& known
       // Torn inside a word: any byte may be of any write that could be seen now.
       if (!candidates) candidates = known.candidates(cell);
       for (size_t k = run.begin; k < run.end && !garbage; k++) {
-        garbage = std::ranges::none_of(
-            *candidates, [&](Tag candidate) { return bytes[k] == byte_of(candidate, offset + k); });
+        garbage = std::ranges::none_of(*candidates, [&](Tag candidate) {
+          return bytes[k] == byte_of(candidate, salt, offset + k);
+        });
       }
     }
     extend(settled, run.begin, run.end, tag);

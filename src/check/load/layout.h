@@ -36,8 +36,9 @@ class Layout {
 };
 
 // Fills `into`, which lies at `offset` of the export, with the content of `tag`. Each 8-byte word
-// (of the export) holds the tag and a check sum of tag and place; kZeroTag is all zeroes.
-void fill(Tag tag, uint64_t offset, MutableByteSpan into);
+// (of the export) holds the tag and a check sum of tag, place and `salt`; kZeroTag is all zeroes.
+// Each load has a salt of its own: what an earlier one has left is garbage to it.
+void fill(Tag tag, uint64_t salt, uint64_t offset, MutableByteSpan into);
 
 // What the bytes of one cell say: appends one observation for each tag that was recognised
 // (kGarbageTag for bytes that no tag explains). Bytes that are torn inside a word, or lie in a
@@ -50,7 +51,7 @@ class Candidates {
  protected:
   ~Candidates() = default;
 };
-void recognise(uint32_t cell, uint64_t offset, ByteSpan bytes, Candidates& known,
+void recognise(uint32_t cell, uint64_t salt, uint64_t offset, ByteSpan bytes, Candidates& known,
                std::vector<Observation>& into);
 
 }  // namespace weft::check

@@ -9,6 +9,8 @@ namespace {
 
 using testing::ElementsAre;
 
+constexpr uint64_t kSalt = 4711;
+
 struct Known final : Candidates {
   explicit Known(std::vector<Tag> all = {}) : tags(std::move(all)) {}
   std::vector<Tag> tags;
@@ -21,7 +23,7 @@ struct Known final : Candidates {
 
 std::vector<std::byte> content(Tag tag, Range range) {
   std::vector<std::byte> bytes(range.length);
-  fill(tag, range.offset, bytes);
+  fill(tag, kSalt, range.offset, bytes);
   return bytes;
 }
 
@@ -51,7 +53,8 @@ TEST(Content, TellsItsTagInEveryCell) {
   for (uint32_t cell = 0; cell < layout.cells(); cell++) {
     for (const Tag tag : {kZeroTag, Tag{1}, Tag{77}, kTagMax}) {
       std::vector<Observation> seen;
-      recognise(cell, layout.range(cell).offset, content(tag, layout.range(cell)), known, seen);
+      recognise(cell, kSalt, layout.range(cell).offset, content(tag, layout.range(cell)), known,
+                seen);
       EXPECT_THAT(seen, ElementsAre(Observation{cell, tag, Part::kWhole}));
     }
   }
@@ -61,9 +64,16 @@ TEST(Content, TellsItsTagInEveryCell) {
 TEST(Content, OfAnotherPlaceIsGarbage) {
   Known known({5});
   std::vector<Observation> seen;
-  recognise(3, 4096, content(5, {8192, 512}), known, seen);
+  recognise(3, kSalt, 4096, content(5, {8192, 512}), known, seen);
   EXPECT_THAT(seen, ElementsAre(Observation{3, kGarbageTag, Part::kWhole}));
   EXPECT_EQ(known.asked, 1);
+}
+
+TEST(Content, OfAnotherLoadIsGarbage) {
+  Known known({5});
+  std::vector<Observation> seen;
+  recognise(3, kSalt + 1, 4096, content(5, {4096, 512}), known, seen);
+  EXPECT_THAT(seen, ElementsAre(Observation{3, kGarbageTag, Part::kWhole}));
 }
 
 TEST(Content, TornBetweenWordsTellsBoth) {
@@ -75,7 +85,7 @@ TEST(Content, TornBetweenWordsTellsBoth) {
               bytes.begin() + static_cast<ptrdiff_t>(cut));
     Known known({8, 9});
     std::vector<Observation> seen;
-    recognise(0, range.offset, bytes, known, seen);
+    recognise(0, kSalt, range.offset, bytes, known, seen);
     for (const Observation& one : seen) {
       EXPECT_TRUE(one.tag == 8 || one.tag == 9) << cut;
       if (one.part == Part::kHead) EXPECT_EQ(one.tag, 8u) << cut;
@@ -85,7 +95,7 @@ TEST(Content, TornBetweenWordsTellsBoth) {
     // The same bytes when only one of the two could be seen.
     Known none;
     std::vector<Observation> judged;
-    recognise(0, range.offset, bytes, none, judged);
+    recognise(0, kSalt, range.offset, bytes, none, judged);
     if ((range.offset + cut) % 8 == 0) EXPECT_EQ(judged, seen) << cut;
   }
 }
@@ -97,7 +107,7 @@ TEST(Content, OneWrongByteIsGarbage) {
     bytes[at] ^= std::byte{0x55};
     Known known({8});
     std::vector<Observation> seen;
-    recognise(0, range.offset, bytes, known, seen);
+    recognise(0, kSalt, range.offset, bytes, known, seen);
     EXPECT_THAT(seen, ElementsAre(Observation{0, kGarbageTag, Part::kWhole})) << at;
   }
 }

@@ -260,6 +260,7 @@ class Load::Impl final : public Candidates {
   const Layout layout_;
   const Dialler dial_;
   const std::atomic<bool>* const interrupted_;
+  const uint64_t salt_ = now_ns();
   std::vector<Slot> slots_;
   std::optional<Generator> generator_;
   History history_;
@@ -303,7 +304,7 @@ class Load::Impl final : public Candidates {
       if (wish.kind == Kind::kWrite) {
         operation.tag = ++last_tag_;
         payload_.resize(range.length);
-        fill(operation.tag, range.offset, payload_);
+        fill(operation.tag, salt_, range.offset, payload_);
         for (uint32_t cell = wish.cell; cell < wish.cell + wish.cells; cell++) {
           writers_[cell].push_back(operation.tag);
         }
@@ -357,8 +358,11 @@ class Load::Impl final : public Candidates {
     return true;
   }
 
+  // A server that answers one after the other is slow, not stuck: what counts is since when nothing
+  // has been answered.
   bool oldest_is_younger_than(uint64_t patience) {
     const uint64_t now = now_ns();
+    if (now - last_reply_ns_ < patience) return true;
     for (const Slot& slot : slots_) {
       for (const auto& [cookie, number] : slot.pending) {
         const Operation& operation = history_.operations[number];
@@ -408,7 +412,7 @@ class Load::Impl final : public Candidates {
     if (at == slot.pending.end()) return;
     Operation& operation = history_.operations[at->second];
     slot.pending.erase(at);
-    operation.reply_ns = reply.time_ns;
+    operation.reply_ns = last_reply_ns_ = reply.time_ns;
     operation.error = reply.error;
     finished_++;
     if (reply.error != nbd::kOk) {
@@ -426,7 +430,7 @@ class Load::Impl final : public Candidates {
     const uint64_t begin = layout_.range(operation.cell).offset;
     for (uint32_t cell = operation.cell; cell < operation.cell_end(); cell++) {
       const Range range = layout_.range(cell);
-      recognise(cell, range.offset,
+      recognise(cell, salt_, range.offset,
                 ByteSpan(reply.data).subspan(range.offset - begin, range.length), *this,
                 history_.observations);
     }
@@ -452,6 +456,7 @@ class Load::Impl final : public Candidates {
   }
 
   Tag last_tag_ = 0;
+  uint64_t last_reply_ns_ = 0;
   bool stopping_ = false;
   bool violated_ = false;
   std::vector<std::byte> payload_;

@@ -132,13 +132,14 @@ void Durability::go() {
 bool Durability::round(uint64_t number) {
   const uint64_t seed = run_.options.seed + number;
   tools::Random random(seed);
-  Plan plan = kPlans[number % kPlans.size()];
-  if (!flush_) plan = number % 2 ? Plan::kAnywhere : Plan::kAfterFua;
+  Plan plan = kPlans[seed % kPlans.size()];
+  if (!flush_) plan = seed % 2 ? Plan::kAnywhere : Plan::kAfterFua;
   if (!fua_ && plan == Plan::kAfterFua) plan = Plan::kAnywhere;
   LoadOptions options = run_.load_options(seed);
   options.limit = kRoundLimit;
   options.operations = std::numeric_limits<uint64_t>::max();
-  if (plan == Plan::kAfterFua) {  // with few flushes, which would make all safe
+  if (!multi_) options.connections = 1;  // nobody may use several at once
+  if (plan == Plan::kAfterFua) {         // with few flushes, which would make all safe
     options.fua_percent = 50;
     options.weights[static_cast<size_t>(Kind::kFlush)] = 1;
   }
