@@ -72,6 +72,11 @@ def test_help_and_version():
     assert nbdcheck("--version").stdout.startswith("nbdcheck ")
 
 
+def test_the_links_of_the_readme_lead_somewhere():
+    for link in re.findall(r"\]\(([^):#]+)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / link).exists(), f"README.md: {link} is not there"
+
+
 @pytest.mark.sanitized
 def test_nothing_is_written_without_leave(server):
     plain = server()

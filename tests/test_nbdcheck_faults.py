@@ -141,3 +141,11 @@ def test_a_private_overlay_is_allowed_where_the_flag_is_not_advertised():
     assert done.status == KEPT, done
     assert done.report["level_reached"] == "own", done
     assert not done.report["multi_conn_advertised"]
+
+
+def test_a_kill_shows_what_stays_with_its_connection():
+    if why_not("kill"):
+        pytest.skip(why_not("kill"))
+    done = Run("--kill", "--seed=1", "--duration=3",
+               *faulty("--fault=private-overlay", disk=True))
+    assert done.status == BROKEN and "durability.kill.synced" in done.kinds("failed"), done

@@ -70,7 +70,9 @@ def test_a_cut_lets_servers_pass_that_are_right(command):
 def test_a_failed_sync_finds_false_flushes(command):
     done = check("fail-flush", command)
     assert done.status == BROKEN, done
-    assert {"false-flush", "error-told-to-one"} <= done.kinds("failed"), done
+    assert "false-flush" in done.kinds("failed"), done
+    # Each connection of nbdkit has a descriptor, which the kernel tells once of the failure.
+    assert ("error-told-to-one" in done.kinds("failed")) == ("nbdkit" not in command), done
     later = next(test for test in done.tests("failed") if test["name"] == "failures.flush.later")
     story = " / ".join(later["findings"][0]["story"])
     assert "A flushes: NBD_EIO" in story and "B flushes: OK" in story, done

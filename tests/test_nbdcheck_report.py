@@ -49,7 +49,21 @@ def sample_fixture(tmp_path_factory):
 
 
 def load(page, folder, *options, fragment=""):
-    """The document that the browser makes of a page, as text, and what <html> says of itself."""
+    """The document that the browser makes of a page, as text, and what <html> says of itself.
+
+    On a machine with much else to do the browser may take its picture too early: then it gets more
+    time.
+    """
+    wanted = {"results" if page.name == "played.html" else "ready", "error"}
+    for budget_ms in (3000, 10_000, 30_000):
+        document, root = load_once(page, folder, f"--virtual-time-budget={budget_ms}", *options,
+                                   fragment=fragment)
+        if wanted & root.keys():
+            break
+    return document, root
+
+
+def load_once(page, folder, *options, fragment):
     profile = folder / "profile"
     command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
                "--disable-extensions", f"--user-data-dir={profile}", "--window-size=1400,1800",
@@ -143,7 +157,7 @@ def test_text_fits_a_terminal(sample):
 @needs_browser
 def test_page_shows_the_violation(sample):
     folder, _ = sample("broken")
-    document, root = load(folder / "report.html", folder, "--virtual-time-budget=3000")
+    document, root = load(folder / "report.html", folder)
     assert "error" not in root, root["error"]
     assert (root["tests"], root["findings"], root["histories"]) == ("7", "3", "2")
     assert int(root["drawn"]) > 20
@@ -160,7 +174,7 @@ def test_page_shows_the_violation(sample):
 @needs_browser
 def test_page_shows_what_survives_of_a_power_cut(sample):
     folder, _ = sample("broken")
-    document, root = load(folder / "report.html", folder, "--virtual-time-budget=3000",
+    document, root = load(folder / "report.html", folder,
                           fragment="#finding-3")
     assert "error" not in root, root["error"]
     assert "flushed, restarted, then read" in document
@@ -211,7 +225,7 @@ seen.results = JSON.stringify(results);
 @needs_browser
 def test_page_obeys_its_reader(sample):
     folder, _ = sample("broken", MANY)
-    _, root = load(with_script(folder, READER), folder, "--virtual-time-budget=3000")
+    _, root = load(with_script(folder, READER), folder)
     assert "error" not in root, root["error"]
     results = json.loads(root["results"])
     assert results["zoomed_in"] < results["finding_span"] < results["zoomed_out"]
@@ -279,7 +293,7 @@ def test_nbdcheck_writes_the_page(tmp_path):
                                f"--html={page}", server.uri], timeout=120, text=True,
                               capture_output=True, check=False)
         assert done.returncode == 1, done.stdout + done.stderr
-        document, root = load(page, tmp_path, "--virtual-time-budget=3000")
+        document, root = load(page, tmp_path)
     finally:
         server.stop()
     assert "error" not in root, root["error"]
@@ -320,7 +334,7 @@ def test_page_of_100000_operations_is_quick(sample, record_property):
 @pytest.mark.parametrize("what", ["kept", "empty", "hostile"])
 def test_page_takes_anything(sample, what):
     folder, _ = sample(what)
-    document, root = load(folder / "report.html", folder, "--virtual-time-budget=3000")
+    document, root = load(folder / "report.html", folder)
     assert "error" not in root, root["error"]
     assert "ready" in root
     assert "harmed" not in root, "what a server said was run as a script"
@@ -351,5 +365,5 @@ def test_page_reaches_nobody(sample):
       });
       fetch("http://127.0.0.1:9/").catch(() => {});
       new Image().src = "http://127.0.0.1:9/x.png";"""
-    _, root = load(with_script(folder, script), folder, "--virtual-time-budget=3000")
+    _, root = load(with_script(folder, script), folder)
     assert "connect-src" in root["refused"] and "img-src" in root["refused"]

@@ -96,6 +96,17 @@ def test_a_lie_is_found(subject):
     assert "stale-read" in done.kinds("failed"), done
 
 
+@pytest.mark.parametrize("words, name", [
+    (["--filter=cache", "file", "{disk}", "cache=unsafe"], "durability.power-cut.flush"),
+    (["--filter=fua", "file", "{disk}", "fuamode=discard"], "durability.power-cut.fua"),
+])
+def test_what_ignores_flush_or_fua_loses_data(words, name):
+    if why_not("power-cut"):
+        pytest.skip(why_not("power-cut"))
+    done = check(subjects.weft(name, *words), "power-cut", duration=3)
+    assert done.status == BROKEN and name in done.kinds("failed"), done
+
+
 def test_what_is_not_promised_is_not_asked_for():
     done = check(HONEST, "consistency", duration=3)
     must_keep(done, advertised=False)

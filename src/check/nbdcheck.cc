@@ -186,12 +186,16 @@ void run_modes(Run& run, TerminalProgress& progress) {
     progress.begin(name);
     try {
       mode(run);
-      run.ensure_server();
     } catch (const ConfigError& error) {
       unfinished(name, error.what());
     }
     if (interrupted && mode != run_consistency) {
       unfinished(name, "interrupted before it had finished");
+    }
+    try {
+      if (!interrupted) run.ensure_server();
+    } catch (const ConfigError& error) {
+      unfinished(name, error.what());
     }
     progress.clear();
     std::erase_if(run.report.tests, [&](const Test& test) { return !run.wants(test.name); });

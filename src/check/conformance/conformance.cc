@@ -2,6 +2,7 @@
 // Protocol conformance: runs the tables of checks, one connection after another.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <thread>
 #include <utility>
@@ -98,6 +99,13 @@ class Runner {
     const bool silent = !test.findings.empty() && test.findings[0].kind == "no-answer";
     silent_ = silent ? silent_ + 1 : 0;
     look_after(test);
+    // Whatever the rule was: a server may not close for that, nor fall silent.
+    const bool left = std::ranges::any_of(test.findings, [](const Finding& one) {
+      return one.kind == "disconnected" || one.kind == "no-answer" || one.kind == "server-gone";
+    });
+    if (left && test.state == State::kFailed && !test.basis.starts_with("MUST")) {
+      test.basis = "MUST, NBD protocol: Terminating the transmission phase (" + test.basis + ")";
+    }
     return test;
   }
 

@@ -85,7 +85,15 @@ class Consistency {
     for (uint64_t round = 0; round < rounds_min || Clock::now() < end; round++) {
       if (run_.interrupted && round > 0) break;
       const uint64_t seed = run_.options.seed + round;
-      Round done = play(load_of(seed), *layout_, seed);
+      std::optional<Round> played;
+      try {
+        played = play(load_of(seed), *layout_, seed);
+      } catch (const ConfigError& error) {
+        if (rounds_ == 0) throw;
+        lost_ = error.what();  // what was seen before counts all the same
+        break;
+      }
+      Round& done = *played;
       operations_ += done.history.history.operations.size();
       rounds_++;
       run_.progress.show(fmt::format("round {}, {} operations, {} reads judged", rounds_,
@@ -276,6 +284,13 @@ class Consistency {
     report_own();
     report_flushed();
     report_at_once();
+    if (!lost_.empty()) {
+      add({.name = "consistency.run",
+           .title = "the test runs to its end",
+           .basis = "nbdcheck",
+           .state = State::kInconclusive,
+           .detail = lost_});
+    }
     if (run_.report.histories.empty()) run_.report.histories.push_back(std::move(last_));
   }
 
@@ -410,6 +425,7 @@ class Consistency {
   uint64_t operations_ = 0;
   uint32_t connections_ = 0;
   std::string refusal_;
+  std::string lost_;  // why there was no further round
   std::string unequal_;
   Witnesses witnesses_;
   std::array<uint64_t, kLevels.size()> violations_{};

@@ -158,7 +158,10 @@ bool Durability::round(uint64_t number) {
     restart_.detail = play.load().failure();
     return false;
   }
-  if (run_.interrupted) return false;
+  if (run_.interrupted) {
+    run_.disk->fail_held();  // a frozen disk would hold the server's end up
+    return false;
+  }
 
   if (power_) {
     const auto cut = random.below(2) ? FaultDisk::Cut::kLoseAll : FaultDisk::Cut::kLoseSome;

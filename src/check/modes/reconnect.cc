@@ -22,7 +22,8 @@ using Clock = std::chrono::steady_clock;
 constexpr std::chrono::milliseconds kRoundLimit{1'000};
 constexpr std::chrono::milliseconds kStall{400};   // how long the disk holds a write
 constexpr std::chrono::milliseconds kSettle{150};  // for what is on its way to the disk
-constexpr uint64_t kWitnessesMin = 100;            // reads that could have shown a fault
+constexpr std::chrono::milliseconds kStopLimit{3'000};
+constexpr uint64_t kWitnessesMin = 100;  // reads that could have shown a fault
 constexpr int kStalls = 3;
 constexpr int kPartings = 20;
 constexpr uint32_t kInFlightAtParting = 8;
@@ -271,7 +272,7 @@ class Reconnect {
     if (stop == Stop::kDone) {
       stop = load.run_until([&] { return load.finished() > before + 500; });
     }
-    const bool ended = run_.server->stop(run_.options.patience);
+    const bool ended = run_.server->stop(std::min(run_.options.patience, kStopLimit));
     load.drain_lost(run_.options.patience);
     run_.server->start(kStartLimit);
     const bool read = load.reconnect_all() && load.read_all(false) == Stop::kDone;

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <iterator>
+#include <map>
 #include <string>
 #include <string_view>
 
@@ -168,6 +169,7 @@ void add_counts(Page& page, const Report& report) {
   }
   if (!counts.empty()) page.wrap("counts:    ", counts);
   const Witnesses& seen = report.witnesses;
+  if (seen.reads == 0) return;
   page.wrap(
       "witnesses: ",
       fmt::format("{} reads judged; of those that had to see a change, {} of the same "
@@ -211,8 +213,21 @@ std::string text_report(const Report& report, bool verbose) {
   Page page;
   add_head(page, report);
   for (const State state : {State::kFailed, State::kWarned, State::kInconclusive}) {
+    std::map<std::string, uint64_t> untold;  // by their reason: one stands for all
     for (const Test& test : report.tests) {
-      if (test.state == state) add_test(page, test, verbose);
+      if (test.state != state) continue;
+      const bool told = state == State::kInconclusive && untold.contains(test.detail);
+      if (told && !verbose) {
+        untold[test.detail]++;
+        continue;
+      }
+      untold.emplace(test.detail, 0);
+      add_test(page, test, verbose);
+    }
+    for (const auto& [detail, count] : untold) {
+      if (count == 0) continue;
+      page.blank();
+      page.wrap("", fmt::format("{} more tests for the same reason: {}", count, detail));
     }
   }
   if (verbose) {
