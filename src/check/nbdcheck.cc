@@ -245,7 +245,7 @@ int run(const Options& options) {
   note_facts(report, exported);
   if (options.modes.consistency || options.modes.reconnect || options.modes.need_command()) {
     (void)run.layout(exported);  // throws when there is no room
-    run.look_for_second_connection();
+    run.count_connections();
   }
   run_modes(run, progress);
   if (server) server->stop(kStopLimit);

@@ -14,8 +14,8 @@
 namespace weft::check {
 namespace {
 
-// A server that lets a connection wait in its backlog does so for ever.
-constexpr std::chrono::milliseconds kDialPatience{3'000};
+// For one connection more: a server that lets it wait in its backlog does so for ever.
+constexpr std::chrono::milliseconds kExtraPatience{3'000};
 constexpr std::chrono::milliseconds kDialAgain{1'000};
 constexpr std::chrono::milliseconds kDialPause{30};
 constexpr ptrdiff_t kLastWords = 5;  // lines of a dead server's output
@@ -75,7 +75,7 @@ tools::Dialled Run::dial() const {
   const auto end = std::chrono::steady_clock::now() + kDialAgain;
   for (;;) {
     try {
-      return dial_once();
+      return dial_once(options.patience);
     } catch (const ConfigError&) {
       if (interrupted || std::chrono::steady_clock::now() >= end) throw;
       if (server && !server->running()) throw;
@@ -84,22 +84,26 @@ tools::Dialled Run::dial() const {
   }
 }
 
-void Run::look_for_second_connection() {
-  const tools::Dialled first = dial();
+void Run::count_connections() {
+  std::vector<tools::Dialled> held;
+  held.push_back(dial());
   try {
-    (void)dial();
+    while (held.size() < options.connections) {
+      held.push_back(dial_once(std::min(options.patience, kExtraPatience)));
+    }
   } catch (const ConfigError& error) {
-    refusal = error.what();
+    if (held.size() == 1) refusal = error.what();
   }
+  connections_max = static_cast<uint32_t>(held.size());
 }
 
-tools::Dialled Run::dial_once() const {
+tools::Dialled Run::dial_once(std::chrono::milliseconds patience) const {
   return tools::dial(target,
                      {.export_name = target.export_name,
                       .want_structured = true,
                       .contexts = {nbd::kBaseAllocation},
                       .infos = {nbd::kInfoBlockSize}},
-                     std::min(options.patience, kDialPatience));
+                     patience);
 }
 
 Layout Run::layout(const nbd::ClientResult& negotiated) const {
@@ -156,7 +160,7 @@ void Run::ensure_server() {
 }
 
 LoadOptions Run::load_options(uint64_t seed) const {
-  LoadOptions load{.connections = refusal.empty() ? options.connections : 1,
+  LoadOptions load{.connections = std::min(options.connections, connections_max),
                    .depth = options.depth,
                    .seed = seed,
                    .patience = options.patience};

@@ -36,15 +36,17 @@ struct Run {
   const std::atomic<bool>& interrupted;
   Progress& progress;
   Report& report;
-  // Why there is no second connection at the same time; "": there is.
+  // How many connections there can be at the same time, of those that are asked for; and why there
+  // is no second one ("": there is).
+  uint32_t connections_max = 1;
   std::string refusal = {};
 
   // Dials one connection as all modes want it: structured, base:allocation, block sizes; extended
   // headers are left to conformance. A server that has not noticed yet that a connection has ended
   // may refuse the next one: it is asked again for a second.
   [[nodiscard]] tools::Dialled dial() const;
-  // Sets `refusal`. Once, before the modes: a server may let the second wait for long.
-  void look_for_second_connection();
+  // Sets the two above. Once, before the modes: a server may let one too many wait for long.
+  void count_connections();
   // The cells for this export: inside the range the user allows. Throws ConfigError: no room.
   [[nodiscard]] Layout layout(const nbd::ClientResult& negotiated) const;
   // A server that we started and that has ended by itself is a finding ("server.alive"), and
@@ -58,7 +60,7 @@ struct Run {
   [[nodiscard]] bool wants(const std::string& test) const;
 
  private:
-  [[nodiscard]] tools::Dialled dial_once() const;
+  [[nodiscard]] tools::Dialled dial_once(std::chrono::milliseconds patience) const;
 };
 
 void run_consistency(Run& run);  // modes/consistency.cc

@@ -102,7 +102,7 @@ void Failures::scene(Test test, const std::function<void(Play&, Test&)>& play) {
     LoadOptions options = run_.load_options(run_.options.seed);
     // Without the flag nobody may use several at once.
     const bool multi = server_.transmission_flags & nbd::kCanMultiConn;
-    options.connections = multi && run_.refusal.empty() ? kConnections : 1;
+    options.connections = multi ? std::min(kConnections, run_.connections_max) : 1;
     Play stage(run_, *layout_, options);
     const Stop stop = stage.load().prepare();
     if (stop == Stop::kDone) {
