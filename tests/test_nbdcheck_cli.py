@@ -221,6 +221,12 @@ def test_tcp():
             process.kill()
 
 
+def test_a_report_that_does_not_fit_is_told_after_the_verdict():
+    done = nbdcheck("-q", *SHORT, "--json=/dev/full", *faulty())
+    assert done.returncode == USAGE and "No space left" in done.stderr, done.stderr
+    assert done.stdout.startswith("nbdcheck: PROMISE"), done.stdout
+
+
 def test_a_range_outside_is_wrong_usage(server):
     done = nbdcheck("-q", "--destroy", "--range=1g:4k", server().uri)
     assert done.returncode == USAGE and "--range" in done.stderr, done.stderr

@@ -26,17 +26,13 @@
 
 #include "base/fd.h"
 #include "nbd/transmission.h"
+#include "tools/clock.h"
 #include "tools/dial.h"
 #include "tools/histogram.h"
 #include "tools/verify.h"
 #include "tools/workload.h"
 
 namespace weft::tools {
-
-// CLOCK_MONOTONIC.
-[[nodiscard]] inline uint64_t now_ns() {
-  return static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
-}
 
 // What a round is in. Set by the thread that leads the round, read by all.
 enum class Phase : uint8_t { kWarmup, kMeasure, kStop };

@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <chrono>
 #include <cstring>
 #include <utility>
 
@@ -22,10 +21,6 @@ constexpr size_t kReceiveSize = 256 << 10;  // bytes, the most of one receive
 constexpr uint64_t kChunkMax = 80 << 20;
 
 }  // namespace
-
-uint64_t now_ns() {
-  return static_cast<uint64_t>(std::chrono::steady_clock::now().time_since_epoch().count());
-}
 
 Client::Client(tools::Dialled dialled)
     : fd_(std::move(dialled.fd)),

@@ -12,12 +12,12 @@
 #include "base/fd.h"
 #include "nbd/client_handshake.h"
 #include "nbd/transmission.h"
+#include "tools/clock.h"
 #include "tools/dial.h"
 
 namespace weft::check {
 
-// CLOCK_MONOTONIC.
-[[nodiscard]] uint64_t now_ns();
+using tools::now_ns;
 
 struct Reply {
   uint64_t cookie = 0;
