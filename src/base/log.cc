@@ -89,10 +89,14 @@ bool verbose() {
   return state().options.verbose;
 }
 
-void write(Level level, std::string_view text) {
+void write(Level level, std::string_view text, std::string_view subject) {
   const int saved = errno;
   State& s = state();
-  const std::string line = fmt::format("{}: {}: {}\n", s.options.program, word(level), text);
+  const std::string about = subject.empty() ? "" : fmt::format("{}: ", subject);
+  const std::string line =
+      s.options.form == Form::kWeft
+          ? fmt::format("{}: {}: {}{}\n", s.options.program, word(level), about, text)
+          : fmt::format("{}: {}{}: {}\n", s.options.program, about, word(level), text);
   if (level == Level::kDebug) {
     write_line(STDERR_FILENO, line);
   } else {
@@ -106,7 +110,8 @@ void write(Level level, std::string_view text) {
       case Target::kNull:
         break;
       case Target::kSyslog:
-        ::syslog(syslog_priority(level), "%.*s", static_cast<int>(text.size()), text.data());
+        ::syslog(syslog_priority(level), "%s%.*s", about.c_str(), static_cast<int>(text.size()),
+                 text.data());
         break;
     }
   }

@@ -15,11 +15,18 @@ enum class Level { kError, kWarning, kInfo, kDebug };
 
 enum class Target { kStderr, kSyslog, kNull, kFile };
 
+// How a line is made up.
+enum class Form {
+  kWeft,    // "weft: error: SUBJECT: text"
+  kNbdkit,  // "nbdkit: SUBJECT: error: text"
+};
+
 struct Options {
   Target target = Target::kStderr;
   std::string path;              // for kFile: appended to, flushed at every line
   std::string program = "weft";  // how a line begins
-  bool verbose = false;          // print kDebug lines (always on stderr)
+  Form form = Form::kWeft;
+  bool verbose = false;  // print kDebug lines (always on stderr)
 };
 
 // Throws ConfigError when the file cannot be opened. Call before other threads run.
@@ -28,7 +35,9 @@ void configure(const Options& options);
 // True when a debug line would be printed: lets a caller skip its preparation.
 [[nodiscard]] bool verbose();
 
-void write(Level level, std::string_view text);
+// `subject`: what the message comes from, as "curl[3]" is the third connection of a hosted plugin;
+// empty: weft itself.
+void write(Level level, std::string_view text, std::string_view subject = {});
 
 template <typename... A>
 void error(fmt::format_string<A...> format, A&&... args) {

@@ -244,7 +244,18 @@ class Plugin {
   engine::AsyncMutex serial_;  // for thread models that serialise more than one connection
 };
 
-// A plugin as the registry knows it.
+// What is known of a plugin that was loaded from a file. Lives as long as the program.
+struct PluginFile {
+  std::string path;     // absolute
+  std::string version;  // the plugin's own; empty: it has none
+  int api_version = 0;
+  uint64_t struct_size = 0;  // bytes of the struct that it was built with
+  ThreadModel thread_model_max = ThreadModel::kParallel;
+  bool errno_is_preserved = false;
+  std::vector<std::string> fields;  // of the struct, those that are there: "longname", "pread"
+};
+
+// A plugin as the registry knows it, or as it was loaded from a file.
 struct PluginInfo {
   const char* name;
   const char* longname;
@@ -252,6 +263,7 @@ struct PluginInfo {
   const char* config_help;       // "size=SIZE  (required) ...", a line a parameter
   const char* magic_config_key;  // the key of a bare first argument, or null
   std::unique_ptr<Plugin> (*make)();
+  const PluginFile* file = nullptr;  // null: it is built in
 };
 
 // All plugins of the program, in alphabetical order (plugins/registry.cc).

@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 #include <sys/types.h>
 
+#include <functional>
 #include <optional>
 #include <string>
 
@@ -16,6 +17,11 @@ struct Peer {
   socklen_t address_length = 0;
   std::optional<ucred> credentials;  // of the process at the other end of a Unix socket
   std::string security_label;        // of that process (SELinux, AppArmor); empty: it has none
+
+  // Ends the connection. `now`: without answering what is in progress; else nothing more is read
+  // and what was is answered first. From any thread as long as a disk of the connection is open;
+  // does not block. Empty: there is nothing to end.
+  std::function<void(bool now)> disconnect;
 };
 
 }  // namespace weft::disk

@@ -95,7 +95,7 @@ class ScriptDisk final : public disk::Disk {
       plugin_.ask("close", {handle_});
       return 0;
     });
-    plugin_.leave_order();
+    plugin_.one_disk().leave();
     co_return Status{};
   }
 
@@ -163,7 +163,7 @@ Status ScriptDisk::open(const std::string& name, bool read_only) {
   if (opened.code == ScriptCode::kOk) handle_ = without_newline(opened.out);
   Status asked = ask_capabilities(read_only);
   if (asked) {
-    order_ = plugin_.enter_order(capabilities_.block_size.minimum);
+    order_ = plugin_.one_disk().enter(capabilities_.block_size.minimum);
     if (order_) return asked;
     asked = complain("block_size", EIO, "the script's minimum block size has changed",
                      fmt::format("the minimum block size, {}, is larger than that of the disks "
@@ -283,7 +283,7 @@ Status ScriptDisk::ask_capabilities(bool read_only) {
 template <typename Change>
 Status ScriptDisk::durably(bool fua, const char* what, Change change) {
   if (!fua) return change(false);
-  if (const Status failed = plugin_.flush_mark().status(); !failed) return failed;
+  if (const Status failed = plugin_.one_disk().sync_status(); !failed) return failed;
   if (flush_for_fua_) {
     const Status changed = change(false);
     return changed ? flush_now() : changed;
@@ -292,8 +292,8 @@ Status ScriptDisk::durably(bool fua, const char* what, Change change) {
   if (changed || changed.error().code != EIO) return changed;
   // Was it the change that failed, or its way to the storage? The second is for ever.
   if (change(false)) {
-    plugin_.flush_mark().mark(plugin_.name_of("fua"), fmt::format("{} with FUA", what).c_str(),
-                              changed.error());
+    plugin_.one_disk().sync_failed(plugin_.name_of("fua"), fmt::format("{} with FUA", what),
+                                   changed.error());
   }
   return changed;
 }
@@ -360,13 +360,13 @@ Status ScriptDisk::zero_now(Range range, ZeroFlags flags, bool fua) {
 }
 
 Status ScriptDisk::flush_now() {
-  FlushMark& mark = plugin_.flush_mark();
-  if (const Status failed = mark.status(); !failed) return failed;
+  disk::OneDisk& one = plugin_.one_disk();
+  // One that has failed before is told of below, but what can still be saved is.
   const ScriptAnswer answer = ask("flush", {handle_});
   if (answer.code == ScriptCode::kError) {
     // A script that was ended, or that sends the client away, has not failed to flush.
     if (!answer.abandoned) {
-      mark.mark(plugin_.name_of("flush"), "a flush", answer.error);
+      one.sync_failed(plugin_.name_of("flush"), "a flush", answer.error);
     }
     return failure(answer);
   }
@@ -376,7 +376,7 @@ Status ScriptDisk::flush_now() {
                                   "is: flushes do nothing",
                                   plugin_.name_of("flush")));
   }
-  return mark.status();  // one of another connection may have failed meanwhile
+  return one.sync_status();
 }
 
 Status ScriptDisk::extents_now(Extents& into, bool one) {

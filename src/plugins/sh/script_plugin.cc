@@ -26,9 +26,6 @@ using disk::Task;
 using disk::ThreadModel;
 
 constexpr int64_t kUnloadTimeMax_ms = 10'000;
-// Changes in one block of this size wait for each other, so that disks with the usual block sizes
-// can have one order.
-constexpr uint64_t kOrderGranularity = 4096;  // bytes
 constexpr int kKnownStatusMax = 8;
 
 const char* word(bool flag) {
@@ -43,19 +40,6 @@ void remove_folder(const std::string& path) {
 }
 
 }  // namespace
-
-Status FlushMark::status() const {
-  if (!failed_.load(std::memory_order_acquire)) return {};
-  return fail(EIO, "an earlier sync of this disk failed: what was written may be lost");
-}
-
-void FlushMark::mark(const std::string& name, const char* what, Error error) {
-  if (failed_.exchange(true, std::memory_order_acq_rel)) return;
-  log::error(
-      "{}: {} failed: {}: acknowledged writes may be lost, and every flush and FUA write of this "
-      "script's disks fails from now on; check its storage and its data, then restart",
-      name, what, errno_text(error.code));
-}
 
 // After a fork there are two of us, of which one serves. The other sees by the folder whether that
 // one got to its end.
@@ -319,21 +303,6 @@ Task<Result<std::vector<disk::ExportEntry>>> ScriptPlugin::list_exports(Loop& lo
 
 Task<Result<std::unique_ptr<disk::Disk>>> ScriptPlugin::open(disk::OpenRequest request) {
   return open_script_disk(*this, *pool_, std::move(request));
-}
-
-disk::ChangeOrder* ScriptPlugin::enter_order(uint32_t block_size) {
-  const std::lock_guard lock(order_mutex_);
-  if (!order_ || order_->granularity() < block_size) {
-    if (disks_ > 0) return nullptr;
-    order_ = std::make_unique<disk::ChangeOrder>(std::max<uint64_t>(block_size, kOrderGranularity));
-  }
-  disks_++;
-  return order_.get();
-}
-
-void ScriptPlugin::leave_order() {
-  const std::lock_guard lock(order_mutex_);
-  disks_--;
 }
 
 }  // namespace weft::plugins

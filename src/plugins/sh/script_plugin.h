@@ -9,13 +9,12 @@
 
 #include <atomic>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "disk/change_order.h"
 #include "disk/disk.h"
+#include "disk/one_disk.h"
 #include "engine/async_mutex.h"
 #include "engine/blocking_pool.h"
 #include "plugins/sh/script_process.h"
@@ -41,17 +40,6 @@ struct ScriptAnswer {
 struct ScriptPlace {
   enum Kind : uint8_t { kProgram, kMissing, kTrue, kNative } kind = kMissing;
   std::string path;  // for kProgram
-};
-
-// A failed flush, for ever. Thread-safe.
-class FlushMark {
- public:
-  // EIO once a flush has failed.
-  [[nodiscard]] Status status() const;
-  void mark(const std::string& name, const char* what, Error error);
-
- private:
-  std::atomic<bool> failed_{false};
 };
 
 class ScriptPlugin : public disk::Plugin {
@@ -93,11 +81,7 @@ class ScriptPlugin : public disk::Plugin {
                                 engine::BlockingKind::kParallel, std::move(f));
   }
 
-  // The order of changes for a disk with this minimum block size. Null: disks are open that have
-  // too small ones. Every one that is got is left.
-  disk::ChangeOrder* enter_order(uint32_t block_size);
-  void leave_order();
-  [[nodiscard]] FlushMark& flush_mark() { return flush_mark_; }
+  [[nodiscard]] disk::OneDisk& one_disk() { return one_disk_; }
   // Warns once of what is only worth saying once.
   void warn_once(std::atomic<bool>& said, const std::string& text);
 
@@ -130,12 +114,8 @@ class ScriptPlugin : public disk::Plugin {
   bool one_at_a_time_ = true;
   engine::BlockingPool* pool_ = nullptr;
   engine::AsyncMutex mutex_;  // calls, where only one may run at a time
-  FlushMark flush_mark_;
+  disk::OneDisk one_disk_;
   std::atomic<bool> asked_for_shutdown_{false};
-
-  std::mutex order_mutex_;
-  std::unique_ptr<disk::ChangeOrder> order_;  // guarded; fixed while a disk is open
-  size_t disks_ = 0;                          // guarded
 };
 
 }  // namespace weft::plugins
