@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: BSD-3-Clause
+#include "nbdkit/call.h"
+
+#include <fmt/format.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <utility>
+
+#include "base/log.h"
+
+namespace weft::nbdkit {
+namespace {
+
+thread_local CallScope* the_current = nullptr;
+
+}  // namespace
+
+Connection::Connection(std::string_view plugin, uint64_t number, const disk::Peer* peer)
+    : subject_(fmt::format("{}[{}]", plugin, number)), peer_(peer) {}
+
+void Connection::disconnect(bool now) {
+  if (disconnected_.exchange(true) && !now) return;
+  if (peer_ && peer_->disconnect) peer_->disconnect(now);
+  Host::instance().wake_sleepers();
+}
+
+CallScope::CallScope(const char* plugin, const char* method, Connection* connection)
+    : plugin_(plugin), method_(method), connection_(connection), outer_(the_current) {
+  the_current = this;
+}
+
+CallScope::~CallScope() {
+  the_current = outer_;
+}
+
+CallScope* CallScope::current() {
+  return the_current;
+}
+
+Host& Host::instance() {
+  static Host* host = new Host;  // never destroyed: threads of a plugin may outlive main()
+  return *host;
+}
+
+void Host::set_plugin(std::string name) {
+  plugin_ = std::move(name);
+}
+
+// The first SIGTERM is an orderly end; a second would be another.
+void Host::shut_down() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (std::exchange(ending_, true)) return;
+  }
+  wakeup_.notify_all();
+  if (!serving) return;
+  log::info("{}: the plugin asks the server to end", plugin_);
+  ::kill(::getpid(), SIGTERM);
+}
+
+void Host::abandon() {
+  {
+    const std::lock_guard lock(mutex_);
+    ending_ = true;
+  }
+  wakeup_.notify_all();
+}
+
+void Host::resume() {
+  const std::lock_guard lock(mutex_);
+  ending_ = false;
+}
+
+bool Host::sleep(uint64_t nanoseconds, const Connection* connection) {
+  std::unique_lock lock(mutex_);
+  return !wakeup_.wait_for(lock, std::chrono::nanoseconds(nanoseconds),
+                           [&] { return ending_ || (connection && connection->disconnected()); });
+}
+
+void Host::wake_sleepers() {
+  {
+    const std::lock_guard lock(mutex_);
+  }
+  wakeup_.notify_all();
+}
+
+}  // namespace weft::nbdkit

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: BSD-3-Clause
+// What a hosted plugin's calls of nbdkit_* functions are about. Those functions have no parameter
+// that says so: the thread does. Before the server calls into the plugin it opens a CallScope on
+// the thread that makes the call; threads that the plugin itself started have none.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <string>
+#include <string_view>
+
+#include "disk/peer.h"
+#include "nbdkit/interned.h"
+
+namespace weft::nbdkit {
+
+// A client's connection, as nbdkit_* functions see it. Outlives every call made for it.
+class Connection {
+ public:
+  // `plugin`: its name. `number`: from 1 on, counts the connections of the process. `peer` may be
+  // null: a connection of weft's own.
+  Connection(std::string_view plugin, uint64_t number, const disk::Peer* peer);
+
+  // How messages name it: "curl[3]".
+  [[nodiscard]] const std::string& subject() const { return subject_; }
+  [[nodiscard]] const disk::Peer* peer() const { return peer_; }
+  // The export's name that the client chose; set before open() is called.
+  std::string export_name;
+  bool tls = false;
+  // Strings that live as long as the connection.
+  InternedStrings strings;
+
+  // The plugin has asked for the end of this connection (nbdkit_disconnect()). From any thread.
+  // Ends its nbdkit_nanosleep()s as well.
+  void disconnect(bool now);
+  [[nodiscard]] bool disconnected() const { return disconnected_.load(); }
+
+ private:
+  std::string subject_;
+  const disk::Peer* peer_;
+  std::atomic<bool> disconnected_{false};
+};
+
+// While it lives, this thread is inside of the plugin. They may be nested: the innermost counts.
+class CallScope {
+ public:
+  // `plugin`: the plugin's name, `method`: the callback's ("pread"): static strings, or as long
+  // lived as the scope. `connection`: null for a call that concerns none.
+  CallScope(const char* plugin, const char* method, Connection* connection);
+  ~CallScope();
+  CallScope(const CallScope&) = delete;
+  CallScope& operator=(const CallScope&) = delete;
+
+  // The errno that the plugin set by nbdkit_set_error() since the scope began; 0: none.
+  [[nodiscard]] int error() const { return error_; }
+
+  // The calling thread's innermost scope. Null: the thread is not inside of a plugin.
+  static CallScope* current();
+
+  [[nodiscard]] const char* plugin() const { return plugin_; }
+  [[nodiscard]] const char* method() const { return method_; }
+  [[nodiscard]] Connection* connection() const { return connection_; }
+  void set_error(int error) { error_ = error; }
+
+ private:
+  const char* plugin_;
+  const char* method_;
+  Connection* connection_;
+  CallScope* outer_;
+  int error_ = 0;
+};
+
+// The process around the plugin: what is true of all connections.
+class Host {
+ public:
+  static Host& instance();
+
+  // The plugin's name, for messages of threads without a scope. Set when it is loaded.
+  void set_plugin(std::string name);
+  [[nodiscard]] const std::string& plugin() const { return plugin_; }
+
+  // False once configuration is over, or when stdin and stdout are the client's (-s).
+  std::atomic<bool> stdio_safe{true};
+  // The server serves: from the start of the plugin on.
+  std::atomic<bool> serving{false};
+
+  // nbdkit_shutdown(): the server ends as by SIGTERM. Once; from any thread.
+  void shut_down();
+  // The server gives up waiting (Plugin::abandon()), or plugins may sleep again (resume()).
+  void abandon();
+  void resume();
+
+  // Sleeps until the time is over, the server ends, or `connection` (may be null) is disconnected.
+  // True: the whole time. Thread-safe.
+  bool sleep(uint64_t nanoseconds, const Connection* connection);
+  void wake_sleepers();
+
+  // Strings that live for ever.
+  InternedStrings strings;
+
+ private:
+  std::string plugin_;
+  std::mutex mutex_;
+  std::condition_variable wakeup_;
+  bool ending_ = false;  // guarded
+};
+
+}  // namespace weft::nbdkit
