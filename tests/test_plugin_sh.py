@@ -574,8 +574,20 @@ case $1 in get_size) echo 1M;; can_write) exit 0;; pread) head -c $3 /dev/zero;;
 pwrite) cat >/dev/null; echo ENOSPC >&2; exit $(($4 / 512));; *) exit 2; esac"""
 
 
-@pytest.mark.parametrize("status, first", [(6, "ESHUTDOWN"), (7, None), (8, "ENOSPC")])
-def test_a_script_disconnects_a_client(serve, folder, status, first):
+def test_a_script_disconnects_a_client_at_once(serve, folder):
+    server = server_for(serve, folder, STATUSES)
+    with server.client() as other:
+        client = server.connect()
+        assert outcome(client.pread, 512, 0) == bytes(512)
+        with pytest.raises(nbd.Error):
+            client.pwrite(bytes(512), 512 * 6)
+        assert client.aio_is_dead() or client.aio_is_closed()
+        assert outcome(other.pread, 512, 0) == bytes(512)
+    server.check_serves(stores=False)
+
+
+@pytest.mark.parametrize("status, first", [(7, None), (8, "ENOSPC")])
+def test_a_script_refuses_a_client(serve, folder, status, first):
     server = server_for(serve, folder, STATUSES)
     with server.client() as client, server.client() as other:
         assert outcome(client.pread, 512, 0) == bytes(512)

@@ -18,10 +18,9 @@ struct Peer {
   std::optional<ucred> credentials;  // of the process at the other end of a Unix socket
   std::string security_label;        // of that process (SELinux, AppArmor); empty: it has none
 
-  // Ends the connection. `now`: without answering what is in progress; else nothing more is read
-  // and what was is answered first. From any thread as long as a disk of the connection is open;
-  // does not block. Empty: there is nothing to end.
-  std::function<void(bool now)> disconnect;
+  // Ends the connection at once: what is in progress is finished, but not answered. From any thread
+  // as long as a disk of the connection is open; does not block. Empty: there is nothing to end.
+  std::function<void()> disconnect;
 };
 
 }  // namespace weft::disk

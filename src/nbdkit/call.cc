@@ -22,7 +22,7 @@ Connection::Connection(std::string_view plugin, uint64_t number, const disk::Pee
 
 void Connection::disconnect(bool now) {
   if (disconnected_.exchange(true) && !now) return;
-  if (peer_ && peer_->disconnect) peer_->disconnect(now);
+  if (now && peer_ && peer_->disconnect) peer_->disconnect();
   Host::instance().wake_sleepers();
 }
 

@@ -32,8 +32,9 @@ class Connection {
   // Strings that live as long as the connection.
   InternedStrings strings;
 
-  // The plugin has asked for the end of this connection (nbdkit_disconnect()). From any thread.
-  // Ends its nbdkit_nanosleep()s as well.
+  // The plugin has asked for the end of this connection (nbdkit_disconnect()): `now`, or by
+  // answering every later request with ESHUTDOWN, which is left to whoever makes the calls. From
+  // any thread. Ends its nbdkit_nanosleep()s as well.
   void disconnect(bool now);
   [[nodiscard]] bool disconnected() const { return disconnected_.load(); }
 

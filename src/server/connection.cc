@@ -16,9 +16,15 @@ namespace {
 constexpr size_t kHandshakeBuffer = 4096;
 constexpr size_t kSecurityLabelMax = 1024;  // bytes; a longer one is none
 
-disk::Peer make_peer(const net::Stream& stream) {
+disk::Peer make_peer(const net::Stream& stream, engine::Loop& loop,
+                     const std::shared_ptr<Connection*>& connection) {
   disk::Peer peer;
   peer.name = stream.peer();
+  peer.disconnect = [&loop, connection] {
+    loop.call([connection] {
+      if (*connection) (*connection)->disconnect();
+    });
+  };
   socklen_t length = sizeof peer.address;
   if (::getpeername(stream.fd(), reinterpret_cast<sockaddr*>(&peer.address), &length) == 0) {
     peer.address_length = length;
@@ -46,11 +52,14 @@ Connection::Connection(Shared& shared, LoopResources& resources, Fd in, Fd out)
       loop_(resources.loop),
       stream_(resources.loop, std::move(in), std::move(out)),
       handshake_timer_(resources.loop),
-      peer_(make_peer(stream_)) {
+      self_(std::make_shared<Connection*>(this)),
+      peer_(make_peer(stream_, loop_, self_)) {
   stream_.tune(shared.config.keepalive);
 }
 
-Connection::~Connection() = default;
+Connection::~Connection() {
+  *self_ = nullptr;
+}
 
 engine::Task<void> Connection::run() {
   log::debug("{}: connected", peer_.name);
@@ -105,6 +114,17 @@ void Connection::drain() {
   if (transmission_) {
     transmission_->drain();
   } else {
+    stream_.cancel();
+  }
+}
+
+void Connection::disconnect() {
+  constexpr const char* kReason = "the disk's plugin disconnects the client";
+  if (transmission_) {
+    transmission_->kill(kReason);
+  } else {
+    draining_ = true;
+    reason_ = kReason;
     stream_.cancel();
   }
 }

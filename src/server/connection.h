@@ -33,6 +33,8 @@ class Connection {
   Connection& operator=(const Connection&) = delete;
 
   engine::Task<void> run();
+  // Whoever is behind the disk sends the client away.
+  void disconnect();
 
   // Transmission: see there. A negotiation is ended.
   void drain();
@@ -60,6 +62,9 @@ class Connection {
   engine::Loop& loop_;
   net::Stream stream_;
   engine::Timer handshake_timer_;
+  // For who may disconnect the client from another thread; null once the connection is gone. Used
+  // on the loop alone.
+  const std::shared_ptr<Connection*> self_;
   const disk::Peer peer_;
   std::optional<OpenExport> export_;  // open since the client named it
   std::optional<nbd::Established> established_;

@@ -121,9 +121,7 @@ void ReplyQueue::flush() {
     if (n >= 0) sent(static_cast<size_t>(n));
     if (n >= 0 && static_cast<size_t>(n) == wanted) continue;
     if (n < 0 && n != -EAGAIN) {
-      broken_ = true;
-      drop_all();
-      progress_.notify_all();
+      abandon();
       return;
     }
     waiting_ = true;
@@ -131,15 +129,20 @@ void ReplyQueue::flush() {
   }
 }
 
+void ReplyQueue::abandon() {
+  if (broken_) return;
+  broken_ = true;
+  drop_all();
+  progress_.notify_all();
+}
+
 engine::Task<void> ReplyQueue::send_when_writable() {
   const bool writable = co_await stream_.writable();
   waiting_ = false;
   if (writable) {
     flush();
-  } else if (!broken_) {
-    broken_ = true;
-    drop_all();
-    progress_.notify_all();
+  } else {
+    abandon();
   }
 }
 

@@ -88,6 +88,8 @@ class ReplyQueue final : engine::TurnEnd {
 
   // Sends what can be sent now.
   void flush();
+  // Nothing is sent any more: what is queued, or will be, is dropped.
+  void abandon();
 
   [[nodiscard]] bool empty() const { return first_ == nullptr; }
   [[nodiscard]] bool full() const { return bytes_ >= kBytesMax || count_ >= kRepliesMax; }

@@ -154,6 +154,7 @@ void Transmission::kill(std::string reason) {
   killed_ = dead_ = true;
   reason_ = std::move(reason);
   stream_.cancel();
+  replies_.abandon();
   if (taker_) taker_->cancel();
   if (finishing) drop_not_started();  // nobody starts what still waits for its turn
   replies_.progress().notify_all();

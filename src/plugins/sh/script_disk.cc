@@ -44,8 +44,8 @@ std::string shown(std::string_view text) {
 
 class ScriptDisk final : public disk::Disk {
  public:
-  ScriptDisk(ScriptPlugin& plugin, engine::BlockingPool& pool, Loop& loop)
-      : plugin_(plugin), loop_(loop), lane_(pool, kCallsMax) {}
+  ScriptDisk(ScriptPlugin& plugin, engine::BlockingPool& pool, const disk::OpenRequest& request)
+      : plugin_(plugin), loop_(request.loop), peer_(request.peer), lane_(pool, kCallsMax) {}
 
   // Opens the handle and asks for everything. False: failed, and the reason is in `why`; the handle
   // is closed again. On a thread of the pool.
@@ -115,10 +115,11 @@ class ScriptDisk final : public disk::Disk {
     return heed(plugin_.ask(method, std::move(words), input, into));
   }
   ScriptAnswer heed(ScriptAnswer answer) {
-    if (answer.wish == ScriptWish::kDisconnect && !disconnected_.exchange(true)) {
+    if (answer.wish != ScriptWish::kNothing && !disconnected_.exchange(true)) {
       log::info("{}: the script disconnects a client: its requests fail from now on",
                 plugin_.name_of("exit status"));
     }
+    if (answer.wish == ScriptWish::kDisconnect && peer_ && peer_->disconnect) peer_->disconnect();
     return answer;
   }
   static std::unexpected<Error> failure(const ScriptAnswer& answer) {
@@ -146,6 +147,7 @@ class ScriptDisk final : public disk::Disk {
 
   ScriptPlugin& plugin_;
   Loop& loop_;
+  const disk::Peer* peer_;
   engine::Lane lane_;
   std::string handle_;
   std::string description_;
@@ -398,7 +400,7 @@ Status ScriptDisk::extents_now(Extents& into, bool one) {
 Task<Result<std::unique_ptr<disk::Disk>>> open_script_disk(ScriptPlugin& plugin,
                                                            engine::BlockingPool& pool,
                                                            disk::OpenRequest request) {
-  auto disk = std::make_unique<ScriptDisk>(plugin, pool, request.loop);
+  auto disk = std::make_unique<ScriptDisk>(plugin, pool, request);
   const Status opened = co_await plugin.run(request.loop, disk->lane(), [&disk, &request] {
     return disk->open(request.name, request.read_only);
   });

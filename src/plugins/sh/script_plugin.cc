@@ -139,14 +139,14 @@ ScriptAnswer ScriptPlugin::judge(std::string_view method, ScriptEnd end) {
       break;
     case 6:
       answer.wish = ScriptWish::kDisconnect;
-      failed(ESHUTDOWN, "disconnects the client: every request of it fails from now on");
+      failed(ESHUTDOWN, "disconnects the client");
       answer.error.text = "the script disconnects this client";
       break;
     case 7:
-      answer.wish = ScriptWish::kDisconnect;
+      answer.wish = ScriptWish::kRefuse;
       break;
     case 8:
-      answer.wish = ScriptWish::kDisconnect;
+      answer.wish = ScriptWish::kRefuse;
       complain(how);
       break;
     default:

@@ -24,7 +24,8 @@ namespace weft::plugins {
 enum class ScriptCode : uint8_t { kOk, kError, kMissing, kFalse };
 
 // What a script wants beside its answer (exit status 4 and above).
-enum class ScriptWish : uint8_t { kNothing, kDisconnect };
+// kRefuse: every later request of this client fails. kDisconnect: it is sent away at once.
+enum class ScriptWish : uint8_t { kNothing, kRefuse, kDisconnect };
 
 struct ScriptAnswer {
   ScriptCode code = ScriptCode::kOk;
