@@ -89,6 +89,10 @@ bool verbose() {
   return state().options.verbose;
 }
 
+Form form() {
+  return state().options.form;
+}
+
 void write(Level level, std::string_view text, std::string_view subject) {
   const int saved = errno;
   State& s = state();

@@ -35,6 +35,9 @@ void configure(const Options& options);
 // True when a debug line would be printed: lets a caller skip its preparation.
 [[nodiscard]] bool verbose();
 
+// How lines are made up, as configured.
+[[nodiscard]] Form form();
+
 // `subject`: what the message comes from, as "curl[3]" is the third connection of a hosted plugin;
 // empty: weft itself.
 void write(Level level, std::string_view text, std::string_view subject = {});
