@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <utility>
 
@@ -37,6 +38,17 @@ CallScope::~CallScope() {
 
 CallScope* CallScope::current() {
   return the_current;
+}
+
+void say(log::Level level, std::string_view text) {
+  const CallScope* scope = CallScope::current();
+  if (scope && scope->connection()) {
+    log::write(level, text, scope->connection()->subject());
+  } else if (log::form() == log::Form::kNbdkit) {
+    log::write(level, text);
+  } else {
+    log::write(level, text, scope ? std::string_view(scope->plugin()) : Host::instance().plugin());
+  }
 }
 
 Host& Host::instance() {
@@ -74,8 +86,9 @@ void Host::resume() {
 }
 
 bool Host::sleep(uint64_t nanoseconds, const Connection* connection) {
+  constexpr uint64_t kLongest = uint64_t{1} << 62;  // 146 years; its sum with now is a time
   std::unique_lock lock(mutex_);
-  return !wakeup_.wait_for(lock, std::chrono::nanoseconds(nanoseconds),
+  return !wakeup_.wait_for(lock, std::chrono::nanoseconds(std::min(nanoseconds, kLongest)),
                            [&] { return ending_ || (connection && connection->disconnected()); });
 }
 

@@ -11,6 +11,7 @@
 #include <string>
 #include <string_view>
 
+#include "base/log.h"
 #include "disk/peer.h"
 #include "nbdkit/interned.h"
 
@@ -72,6 +73,10 @@ class CallScope {
   CallScope* outer_;
   int error_ = 0;
 };
+
+// A message of the plugin, named as the thread's scope says: by the connection ("curl[3]") or,
+// outside of one, by the plugin (nothing in nbdkit's form of messages). Keeps errno.
+void say(log::Level level, std::string_view text);
 
 // The process around the plugin: what is true of all connections.
 class Host {

@@ -5,7 +5,8 @@ namespace weft::nbdkit {
 
 const char* InternedStrings::add(std::string_view text) {
   const std::lock_guard lock(mutex_);
-  return strings_.emplace_back(text).c_str();
+  const auto found = strings_.find(text);
+  return (found != strings_.end() ? found : strings_.emplace(text).first)->c_str();
 }
 
 }  // namespace weft::nbdkit
