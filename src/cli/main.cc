@@ -17,6 +17,7 @@
 #include <cstdio>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -32,6 +33,7 @@
 #include "disk/filter.h"
 #include "engine/blocking_pool.h"
 #include "engine/loop.h"
+#include "nbdkit/load.h"
 #include "net/private_socket.h"
 #include "net/socket_label.h"
 #include "server/server.h"
@@ -44,6 +46,33 @@ using Sockets = std::vector<net::ListeningSocket>;
 void print(const std::string& text) {
   std::fputs(text.c_str(), stdout);
   std::fflush(stdout);
+}
+
+// A plugin of the program, or else one in a file: at a path, or of a short name.
+const disk::PluginInfo& choose_plugin(std::span<const disk::PluginInfo> built_in,
+                                      Options& options) {
+  const std::string& name = options.plugin;
+  for (const disk::PluginInfo& info : built_in) {
+    if (name == info.name) return info;
+  }
+  std::string path = name;
+  if (name.find_first_of("./") == std::string::npos) {
+    path = fmt::format(WEFT_NBDKIT_PLUGINDIR "/nbdkit-{}-plugin.so", name);
+    if (!nbdkit::can_host() || ::access(path.c_str(), F_OK) != 0) {
+      return find_plugin(built_in, name);  // throws
+    }
+  }
+  std::vector<nbdkit::DebugFlag> flags;
+  for (const DebugFlag& flag : options.debug_flags) {
+    flags.push_back({flag.name, flag.flag, static_cast<int>(flag.value)});
+  }
+  const disk::PluginInfo& info = nbdkit::load_plugin(path, flags);
+  std::vector<DebugFlag> unused;
+  for (size_t i = 0; i < flags.size(); i++) {
+    if (!flags[i].used) unused.push_back(options.debug_flags[i]);
+  }
+  options.debug_flags = std::move(unused);
+  return info;
 }
 
 log::Options log_options(const Options& options, bool in_background) {
@@ -227,8 +256,10 @@ int run(const std::vector<std::string>& arguments) {
     default:
       break;
   }
+  ::umask(0022);
+  log::configure(log_options(options, false));
   const disk::PluginInfo* info =
-      options.plugin.empty() ? nullptr : &find_plugin(inventory.plugins, options.plugin);
+      options.plugin.empty() ? nullptr : &choose_plugin(inventory.plugins, options);
   const std::vector<disk::Layer> layers = find_filters(inventory.filters, options.filters);
   if (options.action == Action::kHelp) {
     print(help_text(inventory, info, layers));
@@ -245,8 +276,6 @@ int run(const std::vector<std::string>& arguments) {
     settle_listeners(options, !inherited.empty());
     if (options.exit_with_parent) stop_with_parent(started_by);
   }
-  ::umask(0022);
-  log::configure(log_options(options, false));
   warn_of_debug_flags(options.debug_flags);
   std::unique_ptr<disk::Plugin> plugin = make_plugin(*info, layers, options.arguments);
   if (options.action == Action::kDumpPlugin) {
