@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <climits>
+#include <map>
 #include <string_view>
 #include <vector>
 
@@ -30,19 +31,6 @@ std::string help_line(const OptionSpec& spec) {
     line.resize(kHelpColumn, ' ');
   }
   return line + spec.help + '\n';
-}
-
-std::string program_path() {
-  char path[PATH_MAX];
-  const ssize_t size = ::readlink("/proc/self/exe", path, sizeof path);
-  return size > 0 ? std::string(path, static_cast<size_t>(size)) : "weft";
-}
-
-std::string engine_line() {
-  const engine::EngineChoice choice = engine::choose_engine("auto");
-  return fmt::format("engine={}\nengine_reason={}\n",
-                     choice.kind == engine::EngineKind::kUring ? "io_uring" : "epoll",
-                     choice.reason);
 }
 
 std::string indented(std::string_view text) {
@@ -106,22 +94,82 @@ const char* thread_model_name(disk::ThreadModel model) {
   return "parallel";
 }
 
+// Key=value lines, in alphabetical order of the keys.
+class Lines {
+ public:
+  void add(std::string_view key, std::string_view value) { lines_.emplace(key, value); }
+  [[nodiscard]] std::string text() const {
+    std::string text;
+    for (const auto& [key, value] : lines_) text += fmt::format("{}={}\n", key, value);
+    return text;
+  }
+
+ private:
+  std::map<std::string, std::string> lines_;
+};
+
+void add_version(Lines& lines, std::string_view version) {
+  const size_t dot = version.find('.');
+  lines.add("version", version);
+  lines.add("version_major", version.substr(0, dot));
+  lines.add("version_minor", version.substr(dot + 1, version.find('.', dot + 1) - dot - 1));
+}
+
+void add_own_lines(Lines& lines, const Inventory& inventory) {
+  const engine::EngineChoice choice = engine::choose_engine("auto");
+  lines.add("engine", choice.kind == engine::EngineKind::kUring ? "io_uring" : "epoll");
+  lines.add("engine_reason", choice.reason);
+  lines.add("filters", names_of(inventory.filters));
+  lines.add("plugins", names_of(inventory.plugins));
+}
+
+void add_nbdkit_lines(Lines& lines) {
+  lines.add("filterdir", WEFT_FILTERDIR);
+  lines.add("libdir", WEFT_LIBDIR);
+  lines.add("max_api_version", "2");
+  lines.add("root_tls_certificates_dir", WEFT_SYSCONFDIR "/pki/nbdkit");
+  lines.add("sbindir", WEFT_SBINDIR);
+  lines.add("soext", "so");
+}
+
 }  // namespace
 
-std::string help_text(const Inventory& inventory, const disk::PluginInfo* plugin,
-                      std::span<const disk::Layer> layers) {
-  std::string text =
-      "weft serves a disk to any NBD client, over many connections.\n\n"
-      "Usage: weft [OPTIONS] [--filter=FILTER ...] PLUGIN [[KEY=]VALUE [KEY=VALUE ...]]\n\n"
-      "  weft file disk.img                       a disk image, on TCP port 10809\n"
-      "  weft -r -U /tmp/disk.sock file disk.img  read-only, on a Unix socket\n"
-      "  weft memory 1G --run 'nbdinfo $uri'      memory, while a command runs\n"
-      "  weft --filter=cow file disk.img          a disk image that stays as it is\n"
-      "  weft --explain file disk.img             what is promised for this disk, and why\n"
-      "  weft --help file                         the parameters of a plugin\n\n"
-      "Options, before or after the plugin:\n";
+const Folders& folders() {
+  static constexpr Folders kFolders{WEFT_PLUGINDIR};
+  return kFolders;
+}
+
+std::string program_path() {
+  char path[PATH_MAX];
+  const ssize_t size = ::readlink("/proc/self/exe", path, sizeof path);
+  return size > 0 ? std::string(path, static_cast<size_t>(size)) : "weft";
+}
+
+std::string usage_text(const Personality& personality) {
+  return fmt::format(
+      "Usage: {0} [OPTIONS] [--filter=FILTER ...] PLUGIN [[KEY=]VALUE [KEY=VALUE ...]]\n\n"
+      "  {0} file disk.img                       a disk image, on TCP port 10809\n"
+      "  {0} -r -U /tmp/disk.sock file disk.img  read-only, on a Unix socket\n"
+      "  {0} memory 1G --run 'nbdinfo $uri'      memory, while a command runs\n"
+      "  {0} --filter=cow file disk.img          a disk image that stays as it is\n",
+      personality.name);
+}
+
+std::string help_text(const Personality& personality, const Inventory& inventory,
+                      const disk::PluginInfo* plugin, std::span<const disk::Layer> layers) {
+  std::string text = personality.nbdkit ? "weft, with the command line of nbdkit " +
+                                              std::string(personality.version)
+                                        : "weft";
+  text += " serves a disk to any NBD client, over many connections.\n\n" + usage_text(personality);
+  if (!personality.nbdkit) {
+    text += "  weft --explain file disk.img             what is promised for this disk, and why\n";
+  }
+  text += fmt::format(
+      "  {} --help file                         the parameters of a plugin\n\n"
+      "Options, before or after the plugin:\n",
+      personality.name);
   for (const OptionSpec& spec : option_table()) {
-    if (spec.help != nullptr) text += help_line(spec);
+    if (spec.help != nullptr && has_option(personality, spec)) text += help_line(spec);
   }
   text += "\nSIZE is in bytes or 10K, 10M, 10G...; DELAY in seconds or 100ms.\n";
   for (const disk::Layer& layer : layers) text += layer_help("Filter", *layer.info);
@@ -132,73 +180,99 @@ std::string help_text(const Inventory& inventory, const disk::PluginInfo* plugin
   return text + "\nThe manual page weft(1) says more.\n";
 }
 
-std::string version_text(const disk::PluginInfo* plugin, std::span<const disk::Layer> layers) {
-  std::string text = "weft " WEFT_VERSION "\n";
+std::string version_text(const Personality& personality, const disk::PluginInfo* plugin,
+                         std::span<const disk::Layer> layers) {
+  std::string text = fmt::format("{} {}\n", personality.name, personality.version);
   for (const disk::Layer& layer : layers) {
-    text += fmt::format("{} {}\n", layer.info->name, WEFT_VERSION);
+    text += fmt::format("{} {}\n", layer.info->name, personality.version);
   }
-  if (plugin != nullptr) text += fmt::format("{} {}\n", plugin->name, WEFT_VERSION);
-  return text;
+  if (plugin == nullptr) return text;
+  const std::string version = plugin->file != nullptr ? plugin->file->version : personality.version;
+  return text + plugin->name + (version.empty() ? "" : " " + version) + "\n";
 }
 
-std::string dump_config_text(const Inventory& inventory) {
-  const std::string version = WEFT_VERSION;
-  const size_t dot = version.find('.');
+std::string dump_config_text(const Personality& personality, const Inventory& inventory) {
   utsname system{};
   ::uname(&system);
-  std::string text;
-  text += fmt::format("binary={}\n", program_path());
-  text += fmt::format("bindir={}\n", WEFT_BINDIR);
-  text += engine_line();
-  text += "exit_with_parent=yes\n";
-  text += fmt::format("filters={}\n", names_of(inventory.filters));
-  text += fmt::format("host_cpu={}\n", system.machine);
-  text += "host_os=linux-gnu\n";
-  text += fmt::format("mandir={}\n", WEFT_MANDIR);
-  text += "name=weft\n";
-  text += fmt::format("plugins={}\n", names_of(inventory.plugins));
-  text += "run_default_socket=Unix\n";
-  text += "selinux=yes\n";
-  text += fmt::format("sysconfdir={}\n", WEFT_SYSCONFDIR);
-  text += "timeout_option=yes\n";
-  text += "tls=no\n";
-  text += fmt::format("version={}\n", version);
-  text += fmt::format("version_major={}\n", version.substr(0, dot));
-  text += fmt::format("version_minor={}\n",
-                      version.substr(dot + 1, version.find('.', dot + 1) - dot - 1));
-  text += "vsock_option=yes\n";
-  text += "zstd=no\n";
-  return text;
+  Lines lines;
+  lines.add("binary", program_path());
+  lines.add("bindir", WEFT_BINDIR);
+  lines.add("exit_with_parent", "yes");
+  lines.add("host_cpu", system.machine);
+  lines.add("host_os", "linux-gnu");
+  lines.add("mandir", WEFT_MANDIR);
+  lines.add("name", personality.name);
+  lines.add("plugindir", folders().plugins);
+  lines.add("run_default_socket", "Unix");
+  lines.add("selinux", "yes");
+  lines.add("sysconfdir", WEFT_SYSCONFDIR);
+  lines.add("timeout_option", "yes");
+  lines.add("tls", "no");
+  add_version(lines, personality.version);
+  lines.add("vsock_option", "yes");
+  lines.add("zstd", "no");
+  if (personality.nbdkit) {
+    add_nbdkit_lines(lines);
+  } else {
+    add_own_lines(lines, inventory);
+  }
+  return lines.text();
 }
 
-std::string dump_plugin_text(const disk::PluginInfo& plugin, disk::Plugin& stack) {
-  std::string text;
+namespace {
+
+// What every built-in plugin has by its interface; what a disk can do is known when it opens
+// (weft --explain).
+constexpr const char* kBuiltInFields[] = {
+    "longname",     "description", "config", "config_complete", "config_help",
+    "list_exports", "open",        "close",  "get_size",        "pread"};
+
+}  // namespace
+
+std::string dump_plugin_text(const Personality& personality, const disk::PluginInfo& plugin,
+                             disk::Plugin& stack) {
   const std::string own = stack.dump();
+  const disk::PluginFile* file = plugin.file;
+  std::string text;
+  const auto line = [&](std::string_view key, std::string_view value) {
+    text += fmt::format("{}={}\n", key, value);
+  };
   // A built-in plugin lies in the program itself.
-  text += fmt::format("path={}\n", program_path());
-  text += fmt::format("name={}\n", plugin.name);
-  text += fmt::format("longname={}\n", plugin.longname);
-  text += fmt::format("version={}\n", WEFT_VERSION);
-  text += "builtin=yes\n";
-  text += "max_thread_model=parallel\n";
-  text += fmt::format("thread_model={}\n", thread_model_name(stack.thread_model()));
-  text += "errno_is_preserved=1\n";
-  if (plugin.magic_config_key != nullptr) {
-    text += fmt::format("magic_config_key={}\n", plugin.magic_config_key);
+  line("path", file != nullptr ? file->path : program_path());
+  line("name", plugin.name);
+  if (!personality.nbdkit) line("longname", plugin.longname);
+  const std::string version = file != nullptr ? file->version : personality.version;
+  if (!version.empty()) line("version", version);
+  if (file != nullptr) {
+    line("api_version", std::to_string(file->api_version));
+    line("struct_size", std::to_string(file->struct_size));
+  } else if (personality.nbdkit) {
+    // What a plugin of that release says.
+    line("api_version", "2");
+    line("struct_size", "384");
+  } else {
+    line("builtin", "yes");
   }
-  // What every built-in plugin has by its interface; what a disk can do is known when it opens
-  // (weft --explain).
-  for (const char* field : {"longname", "description", "config", "config_complete", "config_help",
-                            "list_exports", "open", "close", "get_size", "pread"}) {
-    text += fmt::format("has_{}=1\n", field);
+  line("max_thread_model",
+       thread_model_name(file != nullptr ? file->thread_model_max : disk::ThreadModel::kParallel));
+  line("thread_model", thread_model_name(stack.thread_model()));
+  if (file == nullptr || file->errno_is_preserved) line("errno_is_preserved", "1");
+  if (plugin.magic_config_key != nullptr) line("magic_config_key", plugin.magic_config_key);
+  const auto has = [&](std::string_view field) { line(fmt::format("has_{}", field), "1"); };
+  if (file != nullptr) {
+    std::ranges::for_each(file->fields, has);
+  } else {
+    std::ranges::for_each(kBuiltInFields, has);
   }
   return text + own;
 }
 
-std::string short_options_text() {
+std::string short_options_text(const Personality& personality) {
   std::string letters;
   for (const OptionSpec& spec : option_table()) {
-    if (spec.letter != 0 && spec.help != nullptr) letters += spec.letter;
+    if (spec.letter != 0 && spec.help != nullptr && has_option(personality, spec)) {
+      letters += spec.letter;
+    }
   }
   std::ranges::sort(letters);
   std::string text;
@@ -206,10 +280,12 @@ std::string short_options_text() {
   return text;
 }
 
-std::string long_options_text() {
+std::string long_options_text(const Personality& personality) {
   std::vector<std::string_view> names;
   for (const OptionSpec& spec : option_table()) {
-    if (spec.help != nullptr) names.insert(names.end(), spec.names.begin(), spec.names.end());
+    if (spec.help != nullptr && has_option(personality, spec)) {
+      names.insert(names.end(), spec.names.begin(), spec.names.end());
+    }
   }
   std::ranges::sort(names);
   std::string text;

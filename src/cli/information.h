@@ -17,14 +17,27 @@ struct Inventory {
   std::span<const disk::FilterInfo> filters;
 };
 
+// Folders of the installation.
+struct Folders {
+  const char* plugins;  // plugin files: nbdkit-NAME-plugin.so
+};
+const Folders& folders();
+
+// The path of this program.
+std::string program_path();
+
+// What all texts of --help begin with.
+std::string usage_text(const Personality& personality);
 // `plugin`: the one named on the command line, or null; `layers`: the filters named there.
-std::string help_text(const Inventory& inventory, const disk::PluginInfo* plugin,
-                      std::span<const disk::Layer> layers);
-std::string version_text(const disk::PluginInfo* plugin, std::span<const disk::Layer> layers);
-std::string dump_config_text(const Inventory& inventory);
+std::string help_text(const Personality& personality, const Inventory& inventory,
+                      const disk::PluginInfo* plugin, std::span<const disk::Layer> layers);
+std::string version_text(const Personality& personality, const disk::PluginInfo* plugin,
+                         std::span<const disk::Layer> layers);
+std::string dump_config_text(const Personality& personality, const Inventory& inventory);
 // `stack`: the plugin, configured, with its filters.
-std::string dump_plugin_text(const disk::PluginInfo& plugin, disk::Plugin& stack);
-std::string short_options_text();
-std::string long_options_text();
+std::string dump_plugin_text(const Personality& personality, const disk::PluginInfo& plugin,
+                             disk::Plugin& stack);
+std::string short_options_text(const Personality& personality);
+std::string long_options_text(const Personality& personality);
 
 }  // namespace weft::cli

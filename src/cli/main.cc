@@ -27,6 +27,7 @@
 #include "cli/information.h"
 #include "cli/options.h"
 #include "cli/parameters.h"
+#include "cli/personality.h"
 #include "cli/process.h"
 #include "cli/run_command.h"
 #include "cli/uri.h"
@@ -78,6 +79,8 @@ const disk::PluginInfo& choose_plugin(std::span<const disk::PluginInfo> built_in
 log::Options log_options(const Options& options, bool in_background) {
   log::Options result;
   result.verbose = options.verbose;
+  result.program = options.program;
+  result.form = options.form;
   result.path = options.log_path;
   result.target =
       options.log_target.value_or(in_background ? log::Target::kSyslog : log::Target::kStderr);
@@ -238,20 +241,22 @@ int serve(const Options& options, std::unique_ptr<disk::Plugin> plugin, Sockets 
   return process.run(std::move(plugin), std::move(sockets), made, Fd());
 }
 
-int run(const std::vector<std::string>& arguments) {
+int run(const Personality& personality, const std::vector<std::string>& arguments,
+        std::string& program) {
   const pid_t started_by = ::getppid();
   require_standard_streams();
-  Options options = parse_options(arguments);
+  Options options = parse_options(arguments, personality);
+  program = options.program;
   const Inventory inventory{disk::plugins(), disk::filters()};
   switch (options.action) {
     case Action::kDumpConfig:
-      print(dump_config_text(inventory));
+      print(dump_config_text(personality, inventory));
       return 0;
     case Action::kShortOptions:
-      print(short_options_text());
+      print(short_options_text(personality));
       return 0;
     case Action::kLongOptions:
-      print(long_options_text());
+      print(long_options_text(personality));
       return 0;
     default:
       break;
@@ -262,11 +267,11 @@ int run(const std::vector<std::string>& arguments) {
       options.plugin.empty() ? nullptr : &choose_plugin(inventory.plugins, options);
   const std::vector<disk::Layer> layers = find_filters(inventory.filters, options.filters);
   if (options.action == Action::kHelp) {
-    print(help_text(inventory, info, layers));
+    print(help_text(personality, inventory, info, layers));
     return 0;
   }
   if (options.action == Action::kVersion) {
-    print(version_text(info, layers));
+    print(version_text(personality, info, layers));
     return 0;
   }
 
@@ -279,7 +284,7 @@ int run(const std::vector<std::string>& arguments) {
   warn_of_debug_flags(options.debug_flags);
   std::unique_ptr<disk::Plugin> plugin = make_plugin(*info, layers, options.arguments);
   if (options.action == Action::kDumpPlugin) {
-    print(dump_plugin_text(*info, *plugin));
+    print(dump_plugin_text(personality, *info, *plugin));
     return 0;
   }
   if (options.server.read_only) plugin->serve_read_only();
@@ -288,15 +293,33 @@ int run(const std::vector<std::string>& arguments) {
   return serve(options, std::move(plugin), std::move(inherited), started_by);
 }
 
+// What ended the start, as the personality says it.
+int give_up(const Personality& personality, const std::string& program,
+            const std::exception& error) {
+  const auto* usage = dynamic_cast<const UsageError*>(&error);
+  if (usage != nullptr && usage->grammar() && personality.nbdkit) print(usage_text(personality));
+  const std::string line = start_error_line(personality, program, error);
+  (void)!::write(STDERR_FILENO, line.data(), line.size());
+  return 1;
+}
+
+int start(std::string_view started_as, std::vector<std::string> words) {
+  const Personality* personality = &weft_personality();
+  std::string program = personality->name;
+  try {
+    personality = &choose_personality(started_as, words);
+    program = personality->name;
+    return run(*personality, words, program);
+  } catch (const std::exception& error) {
+    return give_up(*personality, program, error);
+  }
+}
+
 }  // namespace
 }  // namespace weft::cli
 
 int main(int argc, char** argv) {
-  try {
-    return weft::cli::run(std::vector<std::string>(argv + 1, argv + argc));
-  } catch (const std::exception& error) {
-    const std::string line = fmt::format("weft: {}\n", error.what());
-    (void)!::write(STDERR_FILENO, line.data(), line.size());
-    return 1;
-  }
+  const bool named = argc > 0;
+  return weft::cli::start(named ? argv[0] : "weft",
+                          std::vector<std::string>(argv + (named ? 1 : 0), argv + argc));
 }

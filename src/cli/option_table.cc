@@ -39,7 +39,7 @@ void set_debug_flag(Options& options, const std::string& name, const std::string
   const size_t equals = value.find('=');
   const size_t dot = value.find('.');
   if (equals == std::string::npos || dot == std::string::npos || dot == 0 || dot + 1 >= equals) {
-    throw ConfigError(
+    throw UsageError(
         fmt::format("{} {}: a debug flag is written NAME.FLAG=N, as in file.io=1", name, value));
   }
   options.debug_flags.push_back(
@@ -61,23 +61,33 @@ void set_log(Options& options, const std::string& name, const std::string& value
     options.log_target = log::Target::kFile;
     options.log_path = value;
   } else {
-    throw ConfigError(
+    throw UsageError(
         fmt::format("{}={}: choose stderr, syslog, null, default, or the absolute path of a file",
                     name, value));
   }
 }
 
-void set_tls(Options&, const std::string& name, const std::string& value) {
+// The last --tls counts.
+void set_tls(Options& options, const std::string& name, const std::string& value) {
   std::string word = value;
   std::ranges::transform(word, word.begin(), [](unsigned char c) { return std::tolower(c); });
   const bool demanded = word == "require" || word == "required" || word == "force";
-  if (!demanded && !parse_bool(name, value)) return;
-  throw ConfigError(
-      fmt::format("{}={}: this build of weft has no TLS; use --tls=off", name, value));
+  options.tls_off = !demanded && !parse_bool(name, value);
+  if (!options.tls_off) options.tls_option = fmt::format("{}={}", name, value);
 }
 
-void refuse_tls(Options&, const std::string& name, const std::string&) {
-  throw ConfigError(fmt::format("{}: this build of weft has no TLS; leave the option out", name));
+void need_tls(Options& options, const std::string& name, const std::string&) {
+  options.tls_option = name;
+}
+
+void set_name(Options& options, const std::string& name, const std::string& value) {
+  if (value.empty()) throw UsageError(fmt::format("{}: the name is empty; leave it out", name));
+  options.program = value;
+}
+
+// --as is taken out of the words before they are read (personality.h).
+void refuse_as(Options&, const std::string& name, const std::string& value) {
+  throw UsageError(fmt::format("{}={}: choose weft or nbdkit", name, value));
 }
 
 // FILTER[:KEY=VALUE,...]. A comma in a value is written twice.
@@ -251,9 +261,14 @@ std::vector<OptionSpec> make_table() {
        "refuse metadata contexts (block status)",
        WEFT_APPLY(o.server.meta_contexts = false)},
       {0, {"tls"}, "off", "this build has no TLS: on and require are errors", set_tls},
-      {0, {"tls-certificates"}, "DIR", nullptr, refuse_tls},
-      {0, {"tls-psk"}, "FILE", nullptr, refuse_tls},
-      {0, {"tls-verify-peer"}, nullptr, nullptr, refuse_tls},
+      {0, {"tls-certificates"}, "DIR", "certificates of TLS, which this build has not", need_tls},
+      {0, {"tls-psk"}, "FILE", "shared keys of TLS, which this build has not", need_tls},
+      {0, {"tls-priority"}, "PRIORITY", "algorithms of TLS, which this build has not", need_tls},
+      {0,
+       {"tls-verify-peer"},
+       nullptr,
+       "ask clients for certificates; this build has no TLS",
+       need_tls},
       {0,
        {"filter"},
        "FILTER[:KEY=VALUE,...]",
@@ -300,6 +315,8 @@ std::vector<OptionSpec> make_table() {
        WEFT_APPLY(o.swap = true)},
       {0, {"engine"}, "ENGINE", "auto, io_uring or epoll (default auto)", set_engine, true},
       {0, {"log"}, "TARGET", "stderr, syslog, null, default or /path: where messages go", set_log},
+      {0, {"name"}, "NAME", "the name with which messages begin", set_name},
+      {0, {"as"}, "weft|nbdkit", "speak the command line of weft or of nbdkit", refuse_as, true},
       {'v', {"verbose"}, nullptr, "print debug messages on stderr", WEFT_APPLY(o.verbose = true)},
       {'D', {"debug"}, "NAME.FLAG=N", "set a debug flag of a plugin", set_debug_flag},
 

@@ -11,56 +11,75 @@
 namespace weft::cli {
 namespace {
 
-[[noreturn]] void throw_unknown(const std::string& option) {
-  throw ConfigError(fmt::format("unknown option '{}'; 'weft --help' lists the options", option));
-}
-
 struct Candidate {
   const OptionSpec* spec;
   std::string_view name;
 };
 
-std::vector<Candidate> candidates_of(std::string_view prefix, bool own) {
-  std::vector<Candidate> found;
-  for (const OptionSpec& spec : option_table()) {
-    if (spec.own != own) continue;
-    for (const std::string_view name : spec.names) {
-      if (name.starts_with(prefix)) found.push_back({&spec, name});
+// The options of a personality, and how a word names one.
+class Vocabulary {
+ public:
+  explicit Vocabulary(const Personality& personality) : personality_(personality) {}
+
+  [[nodiscard]] const OptionSpec& find_long(const std::string& prefix) const {
+    for (const OptionSpec& spec : option_table()) {
+      if (has_option(personality_, spec) &&
+          std::ranges::find(spec.names, prefix) != spec.names.end()) {
+        return spec;
+      }
     }
-  }
-  return found;
-}
+    std::vector<Candidate> found = candidates_of(prefix, false);
+    if (found.empty()) found = candidates_of(prefix, true);
+    if (found.empty()) throw_unknown("--" + prefix);
+    const auto other = [&](const Candidate& c) { return c.spec != found.front().spec; };
+    if (std::ranges::none_of(found, other)) return *found.front().spec;
 
-const OptionSpec& find_long(const std::string& prefix) {
-  for (const OptionSpec& spec : option_table()) {
-    if (std::ranges::find(spec.names, prefix) != spec.names.end()) return spec;
+    std::ranges::sort(found, {}, &Candidate::name);
+    std::string list;
+    for (const Candidate& candidate : found) {
+      if (!list.empty()) list += ", ";
+      list += fmt::format("--{}", candidate.name);
+    }
+    throw UsageError(fmt::format("option '--{}' is ambiguous; write out one of {}", prefix, list),
+                     true);
   }
-  std::vector<Candidate> found = candidates_of(prefix, false);
-  if (found.empty()) found = candidates_of(prefix, true);
-  if (found.empty()) throw_unknown("--" + prefix);
-  const auto other = [&](const Candidate& c) { return c.spec != found.front().spec; };
-  if (std::ranges::none_of(found, other)) return *found.front().spec;
 
-  std::ranges::sort(found, {}, &Candidate::name);
-  std::string list;
-  for (const Candidate& candidate : found) {
-    if (!list.empty()) list += ", ";
-    list += fmt::format("--{}", candidate.name);
+  [[nodiscard]] const OptionSpec& find_short(char letter) const {
+    for (const OptionSpec& spec : option_table()) {
+      if (has_option(personality_, spec) && spec.letter == letter) return spec;
+    }
+    throw_unknown(fmt::format("-{}", letter));
   }
-  throw ConfigError(fmt::format("option '--{}' is ambiguous; write out one of {}", prefix, list));
-}
 
-const OptionSpec& find_short(char letter) {
-  for (const OptionSpec& spec : option_table()) {
-    if (spec.letter == letter) return spec;
+ private:
+  [[nodiscard]] std::vector<Candidate> candidates_of(std::string_view prefix, bool own) const {
+    std::vector<Candidate> found;
+    for (const OptionSpec& spec : option_table()) {
+      if (spec.own != own || !has_option(personality_, spec)) continue;
+      for (const std::string_view name : spec.names) {
+        if (name.starts_with(prefix)) found.push_back({&spec, name});
+      }
+    }
+    return found;
   }
-  throw_unknown(fmt::format("-{}", letter));
-}
+
+  [[noreturn]] void throw_unknown(const std::string& option) const {
+    throw UsageError(fmt::format("unknown option '{}'; '{} --help' lists the options", option,
+                                 personality_.name),
+                     true);
+  }
+
+  const Personality& personality_;
+};
 
 // The words of a command line, taken from left to right.
 class Parser {
  public:
-  explicit Parser(std::span<const std::string> arguments) : arguments_(arguments) {}
+  Parser(std::span<const std::string> arguments, const Personality& personality)
+      : arguments_(arguments), vocabulary_(personality) {
+    options_.program = personality.name;
+    options_.form = personality.form;
+  }
 
   Options parse() {
     std::vector<std::string> words;
@@ -88,12 +107,13 @@ class Parser {
   void parse_long(const std::string& word) {
     const size_t equals = word.find('=');
     const std::string prefix = word.substr(0, equals);
-    const OptionSpec& spec = find_long(prefix);
+    const OptionSpec& spec = vocabulary_.find_long(prefix);
     const std::string name = fmt::format("--{}", prefix);
     if (spec.argument == nullptr) {
       if (equals != std::string::npos) {
-        throw ConfigError(fmt::format("option '{}' takes no argument; write it without '{}'", name,
-                                      word.substr(equals)));
+        throw UsageError(fmt::format("option '{}' takes no argument; write it without '{}'", name,
+                                     word.substr(equals)),
+                         true);
       }
       apply(spec, name, "");
     } else if (equals != std::string::npos) {
@@ -105,7 +125,7 @@ class Parser {
 
   void parse_bundle(const std::string& word) {
     for (size_t i = 1; i < word.size() && !stopped_; ++i) {
-      const OptionSpec& spec = find_short(word[i]);
+      const OptionSpec& spec = vocabulary_.find_short(word[i]);
       const std::string name = fmt::format("-{}", word[i]);
       if (spec.argument == nullptr) {
         apply(spec, name, "");
@@ -119,8 +139,8 @@ class Parser {
 
   const std::string& next_word(const OptionSpec& spec, const std::string& name) {
     if (next_ < arguments_.size()) return arguments_[next_++];
-    throw ConfigError(
-        fmt::format("option '{}' needs an argument: {} {}", name, name, spec.argument));
+    throw UsageError(fmt::format("option '{}' needs an argument: {} {}", name, name, spec.argument),
+                     true);
   }
 
   void apply(const OptionSpec& spec, const std::string& name, const std::string& value) {
@@ -129,6 +149,7 @@ class Parser {
   }
 
   std::span<const std::string> arguments_;
+  Vocabulary vocabulary_;
   size_t next_ = 0;
   bool stopped_ = false;
   Options options_;
@@ -136,21 +157,50 @@ class Parser {
 
 [[noreturn]] void throw_conflict(std::string_view one, std::string_view other,
                                  std::string_view reason) {
-  throw ConfigError(
+  throw UsageError(
       fmt::format("{} and {} cannot be combined: {}; leave one of them out", one, other, reason));
 }
 
-void check_single(const Options& options) {
+void check_single(const Options& options, const Personality& personality) {
   if (!options.single) return;
   constexpr const char* kReason = "-s serves one connection on stdin and stdout";
   if (options.port) throw_conflict("-s", "-p", kReason);
-  if (options.address) throw_conflict("-s", "-i", kReason);
+  // nbdkit has no use for the address then.
+  if (options.address && !personality.nbdkit) throw_conflict("-s", "-i", kReason);
   if (options.unix_path || options.private_socket) throw_conflict("-s", "-U", kReason);
   if (options.vsock) throw_conflict("-s", "--vsock", kReason);
   if (options.run) throw_conflict("-s", "--run", kReason);
   if (options.dump_plugin) throw_conflict("-s", "--dump-plugin", kReason);
   if (options.print_uri) throw_conflict("-s", "--print-uri", kReason);
   if (options.server.shared > 1) throw_conflict("-s", "--shared", kReason);
+}
+
+void check_listeners(const Options& options, const Personality& personality) {
+  const bool unix_socket = options.unix_path || options.private_socket;
+  if (personality.nbdkit) {
+    constexpr const char* kReason = "nbdkit listens in one place (weft in several)";
+    if (options.port && unix_socket) throw_conflict("-p", "-U", kReason);
+    if (options.vsock && unix_socket) throw_conflict("--vsock", "-U", kReason);
+  } else {
+    if (options.vsock && options.address) {
+      throw_conflict("--vsock", "-i", "a vsock has no address, only a port");
+    }
+    if (options.address && !options.port && unix_socket) {
+      throw UsageError(
+          "-i names an address for TCP, but only -U says where to listen; add -p PORT "
+          "to listen on both, or leave -i out");
+    }
+  }
+  if (options.vsock && options.port) {
+    (void)parse_unsigned("-p (with --vsock)", *options.port, UINT32_MAX);
+  }
+}
+
+void check_tls(const Options& options) {
+  if (options.tls_option.empty() || options.tls_off) return;
+  throw ConfigError(
+      fmt::format("{}: this build of weft has no TLS; leave the option out, or say --tls=off",
+                  options.tls_option));
 }
 
 Action action_of(const Options& options) {
@@ -168,24 +218,19 @@ bool needs_plugin(Action action) {
 
 }  // namespace
 
-Options parse_options(std::span<const std::string> arguments) {
-  Options options = Parser(arguments).parse();
+Options parse_options(std::span<const std::string> arguments, const Personality& personality) {
+  Options options = Parser(arguments, personality).parse();
   options.action = action_of(options);
+  check_listeners(options, personality);
+  check_single(options, personality);
   if (needs_plugin(options.action) && options.plugin.empty()) {
-    throw ConfigError(
-        "no plugin was named; say what to serve, as in 'weft file disk.img' (see 'weft --help')");
+    throw UsageError(
+        fmt::format("no plugin was named; say what to serve, as in '{0} file disk.img' "
+                    "(see '{0} --help')",
+                    personality.name));
   }
-  check_single(options);
+  check_tls(options);
   if (options.single) options.server.shared = 1;
-  if (options.vsock) {
-    if (options.address) throw_conflict("--vsock", "-i", "a vsock has no address, only a port");
-    if (options.port) (void)parse_unsigned("-p (with --vsock)", *options.port, UINT32_MAX);
-  }
-  if (options.address && !options.port && (options.unix_path || options.private_socket)) {
-    throw ConfigError(
-        "-i names an address for TCP, but only -U says where to listen; add -p PORT "
-        "to listen on both, or leave -i out");
-  }
   return options;
 }
 

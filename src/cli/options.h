@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "base/log.h"
+#include "cli/personality.h"
 #include "net/listen.h"
 #include "server/server.h"
 
@@ -49,6 +50,10 @@ struct FilterWord {
 
 struct Options {
   Action action = Action::kServe;
+
+  // How messages begin: with the personality's name or --name, in its form.
+  std::string program = "weft";
+  log::Form form = log::Form::kWeft;
 
   std::string plugin;                  // its name; empty when none was given
   std::vector<std::string> arguments;  // what followed it, options taken out (see parameters.h)
@@ -85,6 +90,10 @@ struct Options {
   std::string log_path;
   std::vector<DebugFlag> debug_flags;
 
+  // TLS, which this build has not: what asks for it, as it was written, and that none is wanted.
+  std::string tls_option;
+  bool tls_off = false;
+
   bool help = false;     // what `action` is made from, in this order of precedence;
   bool version = false;  // the rest of the line is still checked
   bool dump_plugin = false;
@@ -94,7 +103,8 @@ struct Options {
 // `arguments` without the program's name. Throws ConfigError for a word, a value or a combination
 // that is wrong. --dump-config, --short-options and --long-options end the parsing where they
 // stand.
-Options parse_options(std::span<const std::string> arguments);
+Options parse_options(std::span<const std::string> arguments,
+                      const Personality& personality = weft_personality());
 
 // The combinations that depend on whether a service manager passed listening sockets. Throws
 // ConfigError; otherwise settles where the server listens: after it, exactly what is set is used.
@@ -115,5 +125,10 @@ struct OptionSpec {
 };
 
 std::span<const OptionSpec> option_table();
+
+// Whether `personality` has the option.
+inline bool has_option(const Personality& personality, const OptionSpec& spec) {
+  return !(spec.own && personality.nbdkit);
+}
 
 }  // namespace weft::cli

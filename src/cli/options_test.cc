@@ -342,13 +342,13 @@ TEST(Listeners, Background) {
 }
 
 TEST(Texts, OptionsAreListed) {
-  EXPECT_THAT(short_options_text(), HasSubstr("-4\n-6\n-D\n"));
-  const std::string list = long_options_text();
+  EXPECT_THAT(short_options_text(weft_personality()), HasSubstr("-4\n-6\n-D\n"));
+  const std::string list = long_options_text(weft_personality());
   for (const char* name : {"--dump-config", "--no-fork", "--time-out", "--explain", "--tls"}) {
     EXPECT_THAT(list, HasSubstr(fmt::format("{}\n", name)));
   }
   EXPECT_EQ(list.find("--long-options"), std::string::npos);
-  const std::string help = help_text({}, nullptr, {});
+  const std::string help = help_text(weft_personality(), {}, nullptr, {});
   for (const OptionSpec& spec : option_table()) {
     if (spec.help == nullptr) continue;
     EXPECT_THAT(help, HasSubstr(fmt::format("--{}", spec.names.front())));

@@ -96,12 +96,12 @@ TEST(Parameters, ErrorsOfThePlugin) {
 
 TEST(Information, OfAPlugin) {
   const disk::PluginInfo all[] = {kWithMagic};
-  EXPECT_THAT(help_text({all, {}}, &kWithMagic, {}),
+  EXPECT_THAT(help_text(weft_personality(), {all, {}}, &kWithMagic, {}),
               AllOf(HasSubstr("a recorder"), HasSubstr("It records."), HasSubstr("  size=SIZE\n")));
-  EXPECT_THAT(version_text(&kWithMagic, {}), HasSubstr("\nrecorder "));
-  EXPECT_THAT(dump_plugin_text(kWithMagic, *kWithMagic.make()),
+  EXPECT_THAT(version_text(weft_personality(), &kWithMagic, {}), HasSubstr("\nrecorder "));
+  EXPECT_THAT(dump_plugin_text(weft_personality(), kWithMagic, *kWithMagic.make()),
               AllOf(HasSubstr("name=recorder\n"), HasSubstr("magic_config_key=size\n")));
-  EXPECT_THAT(dump_config_text({all, {}}),
+  EXPECT_THAT(dump_config_text(weft_personality(), {all, {}}),
               AllOf(HasSubstr("name=weft\n"), HasSubstr("plugins=recorder\n"),
                     HasSubstr("run_default_socket=Unix\n"), HasSubstr("engine=")));
 }
