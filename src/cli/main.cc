@@ -17,13 +17,13 @@
 #include <cstdio>
 #include <memory>
 #include <optional>
-#include <span>
 #include <string>
 #include <vector>
 
 #include "base/log.h"
 #include "base/parse.h"
 #include "base/result.h"
+#include "cli/choose_plugin.h"
 #include "cli/information.h"
 #include "cli/options.h"
 #include "cli/parameters.h"
@@ -49,38 +49,12 @@ void print(const std::string& text) {
   std::fflush(stdout);
 }
 
-// A plugin of the program, or else one in a file: at a path, or of a short name.
-const disk::PluginInfo& choose_plugin(std::span<const disk::PluginInfo> built_in,
-                                      Options& options) {
-  const std::string& name = options.plugin;
-  for (const disk::PluginInfo& info : built_in) {
-    if (name == info.name) return info;
-  }
-  std::string path = name;
-  if (name.find_first_of("./") == std::string::npos) {
-    path = fmt::format(WEFT_NBDKIT_PLUGINDIR "/nbdkit-{}-plugin.so", name);
-    if (!nbdkit::can_host() || ::access(path.c_str(), F_OK) != 0) {
-      return find_plugin(built_in, name);  // throws
-    }
-  }
-  std::vector<nbdkit::DebugFlag> flags;
-  for (const DebugFlag& flag : options.debug_flags) {
-    flags.push_back({flag.name, flag.flag, static_cast<int>(flag.value)});
-  }
-  const disk::PluginInfo& info = nbdkit::load_plugin(path, flags);
-  std::vector<DebugFlag> unused;
-  for (size_t i = 0; i < flags.size(); i++) {
-    if (!flags[i].used) unused.push_back(options.debug_flags[i]);
-  }
-  options.debug_flags = std::move(unused);
-  return info;
-}
-
 log::Options log_options(const Options& options, bool in_background) {
   log::Options result;
   result.verbose = options.verbose;
   result.program = options.program;
   result.form = options.form;
+  if (options.action != Action::kServe) return result;  // its reader is at the terminal
   result.path = options.log_path;
   result.target =
       options.log_target.value_or(in_background ? log::Target::kSyslog : log::Target::kStderr);
@@ -131,6 +105,13 @@ class ServingProcess {
 
   // Returns the exit status. `ready` is told when clients can connect.
   int run(std::unique_ptr<disk::Plugin> configured, Sockets sockets, NewSockets& made, Fd ready) {
+    const int status = serve(std::move(configured), std::move(sockets), made, std::move(ready));
+    nbdkit::unload_plugin();
+    return status;
+  }
+
+ private:
+  int serve(std::unique_ptr<disk::Plugin> configured, Sockets sockets, NewSockets& made, Fd ready) {
     Fd in(::fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, 3));
     Fd out(::fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 3));
     leave_standard_streams(false);
@@ -170,7 +151,6 @@ class ServingProcess {
     return server.run();
   }
 
- private:
   const Options& options_;
   bool in_background_;
   const Identity& identity_;
@@ -179,14 +159,13 @@ class ServingProcess {
   std::vector<std::string> uris_;
 };
 
-int explain(const Options& options, const disk::PluginInfo& info,
-            std::unique_ptr<disk::Plugin> configured) {
+void explain(const Options& options, const disk::PluginInfo& info,
+             std::unique_ptr<disk::Plugin> configured) {
   const engine::EngineChoice engine = engine::choose_engine(options.engine);
   engine::BlockingPool pool;
   const std::unique_ptr<disk::Plugin> plugin = std::move(configured);
   plugin->start(surroundings(options, *plugin, pool));
   print(server::explain(options.server, *plugin, info.name, options.export_name, engine, pool));
-  return 0;
 }
 
 int serve(const Options& options, std::unique_ptr<disk::Plugin> plugin, Sockets inherited,
@@ -241,56 +220,63 @@ int serve(const Options& options, std::unique_ptr<disk::Plugin> plugin, Sockets 
   return process.run(std::move(plugin), std::move(sockets), made, Fd());
 }
 
-int run(const Personality& personality, const std::vector<std::string>& arguments,
+// What needs no plugin and no other part of the command line.
+std::optional<std::string> general_text(const Personality& personality, Action action,
+                                        const Inventory& inventory) {
+  switch (action) {
+    case Action::kDumpConfig:
+      return dump_config_text(personality, inventory);
+    case Action::kShortOptions:
+      return short_options_text(personality);
+    case Action::kLongOptions:
+      return long_options_text(personality);
+    default:
+      return {};
+  }
+}
+
+int run(const Personality& personality, const std::vector<std::string>& words,
         std::string& program) {
   const pid_t started_by = ::getppid();
   require_standard_streams();
-  Options options = parse_options(arguments, personality);
-  program = options.program;
   const Inventory inventory{disk::plugins(), disk::filters()};
-  switch (options.action) {
-    case Action::kDumpConfig:
-      print(dump_config_text(personality, inventory));
-      return 0;
-    case Action::kShortOptions:
-      print(short_options_text(personality));
-      return 0;
-    case Action::kLongOptions:
-      print(long_options_text(personality));
-      return 0;
-    default:
-      break;
+  Options options = read_command_line(personality, words, inventory.plugins);
+  program = options.program;
+  if (const auto text = general_text(personality, options.action, inventory)) {
+    print(*text);
+    return 0;
   }
   ::umask(0022);
-  log::configure(log_options(options, false));
-  const disk::PluginInfo* info =
-      options.plugin.empty() ? nullptr : &choose_plugin(inventory.plugins, options);
-  const std::vector<disk::Layer> layers = find_filters(inventory.filters, options.filters);
-  if (options.action == Action::kHelp) {
-    print(help_text(personality, inventory, info, layers));
-    return 0;
-  }
-  if (options.action == Action::kVersion) {
-    print(version_text(personality, info, layers));
-    return 0;
-  }
-
   Sockets inherited;
   if (options.action == Action::kServe) {
     inherited = net::inherited_sockets();
     settle_listeners(options, !inherited.empty());
     if (options.exit_with_parent) stop_with_parent(started_by);
   }
+  log::configure(log_options(options, false));
+  const disk::PluginInfo* info =
+      options.plugin.empty() ? nullptr : &choose_plugin(inventory.plugins, options);
+  const std::vector<disk::Layer> layers = find_filters(inventory.filters, options.filters);
   warn_of_debug_flags(options.debug_flags);
-  std::unique_ptr<disk::Plugin> plugin = make_plugin(*info, layers, options.arguments);
-  if (options.action == Action::kDumpPlugin) {
-    print(dump_plugin_text(personality, *info, *plugin));
-    return 0;
+  if (options.action == Action::kHelp) {
+    print(help_text(personality, inventory, info, layers));
+  } else if (options.action == Action::kVersion) {
+    print(version_text(personality, info, layers));
+  } else {
+    std::unique_ptr<disk::Plugin> plugin = make_plugin(*info, layers, options.arguments);
+    if (options.action == Action::kDumpPlugin) {
+      print(dump_plugin_text(personality, *info, *plugin));
+    } else {
+      if (options.server.read_only) plugin->serve_read_only();
+      plugin->config_complete();
+      if (options.action == Action::kServe) {
+        return serve(options, std::move(plugin), std::move(inherited), started_by);
+      }
+      explain(options, *info, std::move(plugin));
+    }
   }
-  if (options.server.read_only) plugin->serve_read_only();
-  plugin->config_complete();
-  if (options.action == Action::kExplain) return explain(options, *info, std::move(plugin));
-  return serve(options, std::move(plugin), std::move(inherited), started_by);
+  nbdkit::unload_plugin();
+  return 0;
 }
 
 // What ended the start, as the personality says it.

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <climits>
 #include <filesystem>
 
 #include "base/parse.h"
@@ -42,9 +43,9 @@ void set_debug_flag(Options& options, const std::string& name, const std::string
     throw UsageError(
         fmt::format("{} {}: a debug flag is written NAME.FLAG=N, as in file.io=1", name, value));
   }
-  options.debug_flags.push_back(
-      {value.substr(0, dot), value.substr(dot + 1, equals - dot - 1),
-       parse_int(fmt::format("{} {}", name, value.substr(0, equals)), value.substr(equals + 1))});
+  options.debug_flags.push_back({value.substr(0, dot), value.substr(dot + 1, equals - dot - 1),
+                                 parse_int(fmt::format("{} {}", name, value.substr(0, equals)),
+                                           value.substr(equals + 1), INT_MIN, INT_MAX)});
 }
 
 void set_log(Options& options, const std::string& name, const std::string& value) {

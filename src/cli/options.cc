@@ -87,6 +87,7 @@ class Parser {
     while (!stopped_ && next_ < arguments_.size()) {
       const std::string& word = arguments_[next_++];
       if (options_end || word.size() < 2 || word[0] != '-') {
+        if (words.empty()) options_.plugin_index = next_ - 1;
         words.push_back(word);
       } else if (word == "--") {
         options_end = true;

@@ -56,6 +56,7 @@ struct Options {
   log::Form form = log::Form::kWeft;
 
   std::string plugin;                  // its name; empty when none was given
+  size_t plugin_index = 0;             // where on the command line it stands, if it does
   std::vector<std::string> arguments;  // what followed it, options taken out (see parameters.h)
   std::vector<FilterWord> filters;     // the first is nearest to the client
 
