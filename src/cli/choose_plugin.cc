@@ -46,8 +46,11 @@ const disk::PluginInfo& choose_plugin(std::span<const disk::PluginInfo> built_in
   std::string path = name;
   if (name.find_first_of("./") == std::string::npos) {
     path = fmt::format("{}/nbdkit-{}-plugin.so", folders().plugins, name);
-    if (!nbdkit::can_host() || ::access(path.c_str(), F_OK) != 0) {
-      return find_plugin(built_in, name);  // throws
+    if (!nbdkit::can_host()) {
+      return find_plugin(built_in, name, "this build of weft loads no plugin files");
+    }
+    if (::access(path.c_str(), F_OK) != 0) {
+      return find_plugin(built_in, name, fmt::format("{} is not there either", path));
     }
   }
   std::vector<nbdkit::DebugFlag> flags;

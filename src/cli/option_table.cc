@@ -290,7 +290,7 @@ std::vector<OptionSpec> make_table() {
       {'e',
        {"exportname", "export", "export-name"},
        "NAME",
-       "the export that $uri, --print-uri and --explain speak of",
+       "the export that the URIs of --run and --print-uri name",
        WEFT_APPLY(o.export_name = value)},
       {0,
        {"print-uri", "print-url", "show-uri", "show-url"},

@@ -3,7 +3,10 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <cstdlib>
+#include <fstream>
 #include <string>
 #include <vector>
 
@@ -75,7 +78,7 @@ TEST(Parameters, UnknownPlugin) {
   EXPECT_STREQ(find_plugin(all, "recorder").name, "recorder");
   EXPECT_THAT(error_of([&] { find_plugin(all, "nosuch"); }),
               AllOf(HasSubstr("'nosuch'"), HasSubstr("plain, recorder")));
-  EXPECT_THAT(error_of([&] { find_plugin(all, "./x.so"); }), HasSubstr("plugin files"));
+  EXPECT_THAT(error_of([&] { find_plugin(all, "x", "y is missing"); }), HasSubstr("y is missing"));
 }
 
 TEST(Parameters, ThePluginGetsThemInOrder) {
@@ -92,6 +95,47 @@ TEST(Parameters, ErrorsOfThePlugin) {
   const std::vector<std::string> bare = {"word"};
   EXPECT_THAT(error_of([&] { make_plugin(kWithout, {}, bare); }),
               HasSubstr("'word' stands for script"));
+}
+
+// A file of parameters, removed at the end.
+class ParameterFile {
+ public:
+  explicit ParameterFile(const std::string& text) {
+    const int fd = ::mkstemp(path_.data());
+    EXPECT_EQ(::write(fd, text.data(), text.size()), static_cast<ssize_t>(text.size()));
+    ::close(fd);
+  }
+  ~ParameterFile() { ::unlink(path_.c_str()); }
+  [[nodiscard]] std::string word() const { return "@" + path_; }
+
+ private:
+  std::string path_ = "/tmp/weft-parameters-XXXXXX";
+};
+
+TEST(ParameterFiles, EachLineIsAWord) {
+  const ParameterFile inner("c=3");
+  const ParameterFile file("# comment\n\na=1 2 \n  b=#2\r\n \t# more\n" + inner.word() + "\nd=\n");
+  const std::vector<std::string> words = {"x=0", file.word(), "@", "e=@" + file.word()};
+  EXPECT_THAT(read_parameter_files(kWithout, words),
+              ElementsAre("x=0", "a=1 2 ", "b=#2", "c=3", "d=", "@", "e=@" + file.word()));
+}
+
+TEST(ParameterFiles, WhatIsNoSuchFile) {
+  const auto read = [](const disk::PluginInfo& info, const std::string& word) {
+    return read_parameter_files(info, std::vector<std::string>{word});
+  };
+  EXPECT_THAT(error_of([&] { read(kWithout, "@/nonexistent/x"); }),
+              AllOf(HasSubstr("@/nonexistent/x"), HasSubstr("No such file")));
+  // A value of the magic key.
+  EXPECT_THAT(read(kWithMagic, "@0x100 1"), ElementsAre("@0x100 1"));
+  EXPECT_THAT(error_of([&] { read(kWithMagic, "@/tmp"); }), HasSubstr("directory"));
+  const ParameterFile binary(std::string("a=1\0b", 5));
+  EXPECT_THAT(error_of([&] { read(kWithout, binary.word()); }), HasSubstr("no text"));
+  const ParameterFile large(std::string((1 << 20) + 1, 'a'));
+  EXPECT_THAT(error_of([&] { read(kWithout, large.word()); }), HasSubstr("larger"));
+  const ParameterFile looped("");
+  std::ofstream(looped.word().substr(1)) << looped.word();
+  EXPECT_THAT(error_of([&] { read(kWithout, looped.word()); }), HasSubstr("deep"));
 }
 
 TEST(Information, OfAPlugin) {
