@@ -6,7 +6,7 @@ import nbd
 import pytest
 
 from harness import KIB, MIB, wait_until
-from rawclient import ERR_PLATFORM, OPT_GO, Raw, go_data
+from rawclient import ERR_UNKNOWN, OPT_GO, Raw, go_data
 
 pytestmark = pytest.mark.weft_only
 FUA = nbd.CMD_FLAG_FUA
@@ -100,7 +100,7 @@ def test_a_mode_that_cannot_be_had_is_an_error_of_the_open(serve, engine):
             client.greet()
             client.option(OPT_GO, go_data())
             kind, text = client.option_replies(OPT_GO)[-1]
-            assert kind == ERR_PLATFORM and f"fuamode={mode} needs a disk".encode() in text
+            assert kind == ERR_UNKNOWN and f"fuamode={mode} needs a disk".encode() in text
         assert f"fuamode={mode} needs a disk that can do FUA, or flush" in server.log()
         server.stop()
         server = serve("memory", "1M", engine=engine, options=[

@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <csignal>
 #include <cstdio>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -83,11 +84,12 @@ Sockets open_sockets(const Options& options, NewSockets& made,
 }
 
 disk::Surroundings surroundings(const Options& options, const disk::Plugin& plugin,
-                                engine::BlockingPool& pool) {
+                                engine::BlockingPool& pool, std::function<void()> stop) {
   return {.pool = pool,
           .one_connection =
               options.single || options.server.shared == 1 || plugin.connections_max() == 1,
-          .explaining = options.action == Action::kExplain};
+          .explaining = options.action == Action::kExplain,
+          .stop = std::move(stop)};
 }
 
 // The process that serves, after the last fork.
@@ -119,12 +121,12 @@ class ServingProcess {
     change_identity(identity_);
     if (parent_) stop_with_parent(*parent_);
     ::signal(SIGPIPE, SIG_IGN);
-    hold_stop_signals();  // before the first thread, which takes the mask over
+    const server::StopRequests requests;  // before the first thread
 
     engine::BlockingPool pool;
     // The plugin ends before the pool, whose lanes it holds.
     const std::unique_ptr<disk::Plugin> plugin = std::move(configured);
-    plugin->start(surroundings(options_, *plugin, pool));
+    plugin->start(surroundings(options_, *plugin, pool, requests.asker()));
     server::Server server(options_.server, *plugin, engine_, pool);
     for (const net::ListeningSocket& socket : sockets) {
       log::debug("listening on {}", socket.description);
@@ -148,7 +150,7 @@ class ServingProcess {
       leave_standard_streams(!options_.verbose);
     }
     tell_ready(std::move(ready));
-    return server.run();
+    return server.run(requests);
   }
 
   const Options& options_;
@@ -164,7 +166,7 @@ void explain(const Options& options, const disk::PluginInfo& info,
   const engine::EngineChoice engine = engine::choose_engine(options.engine);
   engine::BlockingPool pool;
   const std::unique_ptr<disk::Plugin> plugin = std::move(configured);
-  plugin->start(surroundings(options, *plugin, pool));
+  plugin->start(surroundings(options, *plugin, pool, {}));
   print(server::explain(options.server, *plugin, info.name, options.export_name, engine, pool));
 }
 

@@ -107,13 +107,6 @@ void lock_memory() {
   }
 }
 
-void hold_stop_signals() {
-  sigset_t signals;
-  ::sigemptyset(&signals);
-  for (const int number : {SIGINT, SIGQUIT, SIGTERM, SIGHUP}) ::sigaddset(&signals, number);
-  ::sigprocmask(SIG_BLOCK, &signals, nullptr);
-}
-
 void write_pidfile(const std::string& path) {
   const Fd file(::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOCTTY, 0644));
   const std::string text = fmt::format("{}\n", ::getpid());

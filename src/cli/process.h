@@ -36,9 +36,6 @@ void change_identity(const Identity& identity);
 // --swap. Not inherited by children: called after the last fork.
 void lock_memory();
 
-// Blocks the signals that Server::run() waits for, so that none is lost before it does.
-void hold_stop_signals();
-
 void write_pidfile(const std::string& path);
 
 // Sockets that start-up made, unlinked unless it came to its end.

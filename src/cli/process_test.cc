@@ -24,12 +24,20 @@ namespace {
 
 using ::testing::HasSubstr;
 
+// Those that a server waits for.
+void block_stop_signals() {
+  sigset_t signals;
+  ::sigemptyset(&signals);
+  for (const int number : {SIGINT, SIGQUIT, SIGTERM, SIGHUP}) ::sigaddset(&signals, number);
+  ::sigprocmask(SIG_BLOCK, &signals, nullptr);
+}
+
 // A child that stands for the server: it has the signals of one, and ends as `body` says.
 pid_t start_server(const std::function<int()>& body) {
   Forked forked = fork_server();
   if (forked.child == 0) {
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-    hold_stop_signals();
+    block_stop_signals();
     tell_ready(std::move(forked.ready));
     ::_exit(body());
   }

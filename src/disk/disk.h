@@ -145,6 +145,10 @@ class Disk {
   // What the disk is, for people (NBD_INFO_DESCRIPTION). Empty: there is nothing to say.
   [[nodiscard]] virtual std::string description() const { return {}; }
 
+  // The client has left: what is in progress is finished, but answered to nobody. At most once,
+  // before close().
+  virtual void client_gone() {}
+
   // The last call. Nothing is in progress.
   virtual Task<Status> close() { return Status{}; }
 
@@ -179,6 +183,9 @@ struct Surroundings {
   bool one_connection = false;
   // Nobody is served: it is only asked what would be (--explain). Nothing is to be left behind.
   bool explaining = false;
+  // Asks the server to end, as the first SIGTERM does. Thread-safe, at any time. Empty: there is
+  // no server.
+  std::function<void()> stop{};
 };
 
 // One line of `--explain`: which part decided what, and why.
@@ -231,6 +238,9 @@ class Plugin {
   virtual Task<Result<std::vector<ExportEntry>>> list_exports(Loop& loop, bool read_only);
   // Makes everything acknowledged durable, at the end of the program: all disks are closed.
   virtual Task<Status> finish(Loop& loop);
+  // The server has begun to end: it reads no more requests, and finishes those that it has read.
+  // What a layer waits for on its own account it may cut short. From the main loop; does not block.
+  virtual void stopping() {}
   // The program is about to give up what is still in progress: what a layer waits for outside of
   // weft it waits for no longer. From any thread; does not block.
   virtual void abandon() {}

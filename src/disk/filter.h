@@ -49,6 +49,7 @@ class Filter : public Plugin {
   Task<Result<std::vector<ExportEntry>>> list_exports(Loop& loop, bool read_only) override;
   // A filter that keeps what was acknowledged makes it durable first, then calls this.
   Task<Status> finish(Loop& loop) override;
+  void stopping() override { next_->stopping(); }
   void abandon() override { next_->abandon(); }
   void resume() override { next_->resume(); }
   [[nodiscard]] std::vector<Explanation> explain() const final;
@@ -97,6 +98,7 @@ class FilterDisk : public Disk {
   ChangeOrder* order() override { return next_->order(); }
   [[nodiscard]] std::string identity() const override { return next_->identity(); }
   [[nodiscard]] std::string description() const override { return next_->description(); }
+  void client_gone() override { next_->client_gone(); }
   Task<Status> close() override { return next_->close(); }
 
  protected:

@@ -52,6 +52,7 @@ class SerializedDisk final : public Disk {
   ChangeOrder* order() override { return next_->order(); }
   [[nodiscard]] std::string identity() const override { return next_->identity(); }
   [[nodiscard]] std::string description() const override { return next_->description(); }
+  void client_gone() override { next_->client_gone(); }
   Task<Status> close() override {
     const AsyncMutex::Guard guard = co_await mutex_.lock(loop_);
     const Status closed = co_await next_->close();

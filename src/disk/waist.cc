@@ -133,6 +133,7 @@ class Waist final : public Disk {
   ChangeOrder* order() override { return next_->order(); }
   [[nodiscard]] std::string identity() const override { return next_->identity(); }
   [[nodiscard]] std::string description() const override { return next_->description(); }
+  void client_gone() override { next_->client_gone(); }
   Task<Status> close() override {
     if (traced_) log::debug("{}: close", name_);
     return next_->close();

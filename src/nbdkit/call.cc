@@ -2,8 +2,6 @@
 #include "nbdkit/call.h"
 
 #include <fmt/format.h>
-#include <signal.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -24,6 +22,11 @@ Connection::Connection(std::string_view plugin, uint64_t number, const disk::Pee
 void Connection::disconnect(bool now) {
   if (disconnected_.exchange(true) && !now) return;
   if (now && peer_ && peer_->disconnect) peer_->disconnect();
+  Host::instance().wake_sleepers();
+}
+
+void Connection::left() {
+  left_ = true;
   Host::instance().wake_sleepers();
 }
 
@@ -60,19 +63,20 @@ void Host::set_plugin(std::string name) {
   plugin_ = std::move(name);
 }
 
-// The first SIGTERM is an orderly end; a second would be another.
-void Host::shut_down() {
-  {
-    const std::lock_guard lock(mutex_);
-    if (std::exchange(ending_, true)) return;
-  }
-  wakeup_.notify_all();
-  if (!serving) return;
-  log::info("{}: the plugin asks the server to end", plugin_);
-  ::kill(::getpid(), SIGTERM);
+void Host::set_stop(std::function<void()> stop) {
+  const std::lock_guard lock(mutex_);
+  stop_ = std::move(stop);
+  if (asked_to_end_ && stop_) stop_();
 }
 
-void Host::abandon() {
+void Host::shut_down() {
+  const std::lock_guard lock(mutex_);
+  if (std::exchange(asked_to_end_, true)) return;
+  log::info("{}: the plugin asks the server to end", plugin_);
+  if (stop_) stop_();
+}
+
+void Host::wake() {
   {
     const std::lock_guard lock(mutex_);
     ending_ = true;
@@ -89,7 +93,7 @@ bool Host::sleep(uint64_t nanoseconds, const Connection* connection) {
   constexpr uint64_t kLongest = uint64_t{1} << 62;  // 146 years; its sum with now is a time
   std::unique_lock lock(mutex_);
   return !wakeup_.wait_for(lock, std::chrono::nanoseconds(std::min(nanoseconds, kLongest)),
-                           [&] { return ending_ || (connection && connection->disconnected()); });
+                           [&] { return ending_ || (connection && connection->at_end()); });
 }
 
 void Host::wake_sleepers() {

@@ -47,49 +47,48 @@ class HostedDisk final : public disk::Disk {
   Task<Status> open(bool read_only);
 
   Task<Status> read(uint64_t offset, MutableByteSpan into) override {
-    return calls_.run(
-        CallKind::kRead, "pread", into.size(),
-        [this, offset, into](CallScope& scope) { return read_now(scope, offset, into); });
+    return request(CallKind::kRead, "pread", into.size(), [this, offset, into](CallScope& scope) {
+      return read_now(scope, offset, into);
+    });
   }
   Task<Status> write(uint64_t offset, ByteSpan from, bool fua) override {
-    return calls_.run(
-        CallKind::kWrite, "pwrite", from.size(), [this, offset, from, fua](CallScope& scope) {
-          return durably(scope, fua, "a write",
-                         [&](bool now) { return write_now(scope, offset, from, now); });
-        });
+    return request(CallKind::kWrite, "pwrite", from.size(),
+                   [this, offset, from, fua](CallScope& scope) {
+                     return durably(scope, fua, "a write",
+                                    [&](bool now) { return write_now(scope, offset, from, now); });
+                   });
   }
   Task<Status> zero(Range range, ZeroFlags flags) override {
-    return calls_.run(
-        CallKind::kZero, "zero", range.length, [this, range, flags](CallScope& scope) {
-          return durably(scope, flags.fua, "a zero",
-                         [&](bool now) { return zero_now(scope, range, flags, now); });
-        });
+    return request(CallKind::kZero, "zero", range.length, [this, range, flags](CallScope& scope) {
+      return durably(scope, flags.fua, "a zero",
+                     [&](bool now) { return zero_now(scope, range, flags, now); });
+    });
   }
   Task<Status> trim(Range range, bool fua) override {
-    return calls_.run(CallKind::kTrim, "trim", range.length, [this, range, fua](CallScope& scope) {
+    return request(CallKind::kTrim, "trim", range.length, [this, range, fua](CallScope& scope) {
       return durably(scope, fua, "a trim", [&](bool now) { return trim_now(scope, range, now); });
     });
   }
   Task<Status> cache(Range range) override {
     // A plugin that says so without having the callback has it all cached.
     if (callbacks_.cache == nullptr) return Status{};
-    return calls_.run(CallKind::kCache, "cache", range.length, [this, range](CallScope& scope) {
+    return request(CallKind::kCache, "cache", range.length, [this, range](CallScope& scope) {
       return in_pieces(range, kCountMax, [&](Range piece) {
         return judge(scope, callbacks_.cache(handle_, count(piece), piece.offset, 0));
       });
     });
   }
   Task<Status> flush() override {
-    return calls_.run(CallKind::kFlush, "flush", 0,
-                      [this](CallScope& scope) { return flush_now(scope); });
+    return request(CallKind::kFlush, "flush", 0,
+                   [this](CallScope& scope) { return flush_now(scope); });
   }
   Task<Status> extents(Extents& into, bool one) override {
-    return calls_.run(CallKind::kExtents, "extents", 0, [this, &into, one](CallScope& scope) {
-      return extents_now(scope, into, one);
-    });
+    return request(CallKind::kExtents, "extents", 0,
+                   [this, &into, one](CallScope& scope) { return extents_now(scope, into, one); });
   }
   disk::ChangeOrder* order() override { return order_; }
   [[nodiscard]] std::string description() const override { return description_; }
+  void client_gone() override { connection_.left(); }
 
   Task<Status> close() override {
     co_await end();
@@ -98,6 +97,15 @@ class HostedDisk final : public disk::Disk {
   }
 
  private:
+  // A call for a client, as long as the plugin has not sent it away.
+  template <typename F>
+  Task<Status> request(CallKind kind, const char* method, uint64_t length, F f) {
+    return calls_.run(kind, method, length, [this, f](CallScope& scope) -> Status {
+      if (connection_.disconnected()) return fail(ESHUTDOWN, "the plugin sends this client away");
+      return f(scope);
+    });
+  }
+
   static uint32_t count(Range range) { return static_cast<uint32_t>(range.length); }
 
   // After a callback that returns 0 or -1.

@@ -42,6 +42,7 @@ class HostedPlugin final : public disk::Plugin {
   disk::Task<Result<std::vector<disk::ExportEntry>>> list_exports(disk::Loop& loop,
                                                                   bool read_only) override;
   disk::Task<Status> finish(disk::Loop& loop) override;
+  void stopping() override { Host::instance().wake(); }
   void abandon() override;
   void resume() override { Host::instance().resume(); }
   [[nodiscard]] std::vector<disk::Explanation> explain() const override;

@@ -247,17 +247,24 @@ engine::Task<bool> Connection::answer_export(nbd::ServerHandshake& handshake,
   const std::string name = want.name;
   if (!export_ || export_->name != name) {
     co_await close_export();
-    Result<OpenExport> opened = co_await open(name);
+    // Who asks for the contexts of an export asks for the export next: it fails once.
+    const bool failed =
+        refused_ && refused_->first == name && want.query != nbd::ExportQuery::kMetaContext;
+    Result<OpenExport> opened =
+        failed ? Result<OpenExport>(std::unexpected(refused_->second)) : co_await open(name);
+    refused_.reset();
     if (!opened) {
       const Error& error = opened.error();
+      if (want.query == nbd::ExportQuery::kMetaContext) refused_.emplace(name, error);
       if (error.code == ENOENT) {
         handshake.refuse_export(nbd::kRepErrUnknown,
                                 fmt::format("there is no export named \"{}\"", name));
       } else {
         const std::string why = error.text ? error.text : errno_text(error.code);
-        log::error("{}: export \"{}\" cannot be opened: {}", peer_.name, name, why);
+        if (!failed) log::error("{}: export \"{}\" cannot be opened: {}", peer_.name, name, why);
+        // Clients take "platform" for a request that this server does not know at all.
         handshake.refuse_export(
-            error.code == EPERM || error.code == EACCES ? nbd::kRepErrPolicy : nbd::kRepErrPlatform,
+            error.code == EPERM || error.code == EACCES ? nbd::kRepErrPolicy : nbd::kRepErrUnknown,
             why);
       }
       co_return true;

@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "net/stream.h"
 #include "server/export.h"
@@ -67,6 +68,8 @@ class Connection {
   const std::shared_ptr<Connection*> self_;
   const disk::Peer peer_;
   std::optional<OpenExport> export_;  // open since the client named it
+  // An export that could not be opened for its contexts, for the option that follows.
+  std::optional<std::pair<std::string, Error>> refused_;
   std::optional<nbd::Established> established_;
   std::unique_ptr<Transmission> transmission_;
   std::string reason_;  // why the negotiation ended, for the log

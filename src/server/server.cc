@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <signal.h>
-#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -12,6 +11,7 @@
 #include <cerrno>
 #include <fstream>
 #include <thread>
+#include <utility>
 
 #include "base/log.h"
 #include "engine/blocking_pool.h"
@@ -85,7 +85,7 @@ struct Server::Impl {
   void begin_stop(const char* why);
   engine::Task<int> control();
   engine::Task<void> accept_from(net::ListeningSocket socket);
-  engine::Task<void> watch_signals(engine::Watch& watch);
+  engine::Task<void> watch_requests(engine::Watch& watch);
   engine::Task<void> give_up_when_late();
 
   Shared shared;
@@ -93,7 +93,7 @@ struct Server::Impl {
   engine::BlockingPool& pool;
   std::vector<net::ListeningSocket> sockets;
   Fd stream_in, stream_out;
-  Fd signals;
+  int requests = -1;  // to stop: see StopRequests::fd()
   std::vector<std::unique_ptr<Worker>> workers;
 
   // On the main loop's thread.
@@ -139,6 +139,7 @@ void Server::Impl::begin_stop(const char* why) {
   if (stopping) return;
   stopping = true;
   log::debug("stopping: {}", why);
+  shared.plugin.stopping();
   for (engine::Watch* watch : watches) watch->cancel();
   for (engine::Timer* pause : accept_pauses) pause->cancel();
   for (const std::unique_ptr<Worker>& worker : workers) worker->drain();
@@ -177,19 +178,20 @@ engine::Task<void> Server::Impl::accept_from(net::ListeningSocket socket) {
   std::erase(accept_pauses, &pause);
 }
 
-engine::Task<void> Server::Impl::watch_signals(engine::Watch& watch) {
+engine::Task<void> Server::Impl::watch_requests(engine::Watch& watch) {
+  bool signalled = false;
   for (;;) {
-    signalfd_siginfo info{};
-    const ssize_t n = ::read(signals.get(), &info, sizeof info);
-    if (n == sizeof info) {
-      if (stopping) {
-        log::error("stopped at once by a second signal; requests in progress are lost");
-        shared.plugin.abandon();
-        ::_exit(1);
-      }
-      begin_stop(::strsignal(static_cast<int>(info.ssi_signo)));
-    } else if (!co_await watch.readable()) {
-      co_return;
+    unsigned char number = 0;
+    if (::read(requests, &number, 1) != 1) {
+      if (!co_await watch.readable()) co_return;
+    } else if (number == 0) {
+      begin_stop("asked to");
+    } else if (std::exchange(signalled, true)) {
+      log::error("stopped at once by a second signal; requests in progress are lost");
+      shared.plugin.abandon();
+      ::_exit(1);
+    } else {
+      begin_stop(::strsignal(number));
     }
   }
 }
@@ -212,8 +214,8 @@ engine::Task<void> Server::Impl::give_up_when_late() {
 
 engine::Task<int> Server::Impl::control() {
   engine::Scope scope(main_loop());
-  engine::Watch signal_watch(main_loop(), signals.get());
-  scope.spawn(watch_signals(signal_watch));
+  engine::Watch request_watch(main_loop(), requests);
+  scope.spawn(watch_requests(request_watch));
   scope.spawn(workers.front()->serve());
   for (net::ListeningSocket& socket : sockets) scope.spawn(accept_from(std::move(socket)));
   if (stream_in) {
@@ -228,7 +230,7 @@ engine::Task<int> Server::Impl::control() {
   // Nothing is in progress: what was acknowledged becomes durable now.
   shared.plugin.resume();
   const Status finished = co_await shared.plugin.finish(main_loop());
-  signal_watch.cancel();
+  request_watch.cancel();
   for (const std::unique_ptr<Worker>& worker : workers) worker->stop();
   co_await scope.join();
   if (finished) co_return 0;
@@ -256,15 +258,10 @@ void Server::serve_stream(Fd in, Fd out) {
   impl_->stream_out = std::move(out);
 }
 
-int Server::run() {
-  sigset_t set;
-  ::sigemptyset(&set);
-  for (const int signal : {SIGTERM, SIGINT, SIGQUIT, SIGHUP}) ::sigaddset(&set, signal);
-  ::pthread_sigmask(SIG_BLOCK, &set, nullptr);
+int Server::run(const StopRequests& requests) {
   ::signal(SIGPIPE, SIG_IGN);  // EPIPE says it
   ::signal(SIGXFSZ, SIG_IGN);  // EFBIG says it
-  impl_->signals = Fd(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
-  if (!impl_->signals) throw ConfigError("cannot make a signalfd: " + errno_text(errno));
+  impl_->requests = requests.fd();
 
   const engine::EngineChoice& engine = impl_->engine;
   if (engine.is_fallback) {

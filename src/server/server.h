@@ -2,9 +2,9 @@
 // Server: serves the exports of a plugin to clients, from listening sockets or one ready stream.
 //
 // run() makes one loop per thread, hands each accepted connection to the loop with the fewest, and
-// returns when the server was told to stop and the last connection is gone. The first SIGTERM,
-// SIGINT, SIGQUIT or SIGHUP (or stop()) stops accepting and reading; what was read is finished and
-// answered within Config::drain_timeout, then the rest gets ESHUTDOWN; the disks are synced. A
+// returns when the server was told to stop and the last connection is gone. The first request to
+// stop (a signal, a plugin's wish, stop()) stops accepting and reading; what was read is finished
+// and answered within Config::drain_timeout, then the rest gets ESHUTDOWN; the disks are synced. A
 // second signal ends the process at once.
 #pragma once
 
@@ -18,6 +18,7 @@
 #include "disk/disk.h"
 #include "engine/loop.h"
 #include "net/listen.h"
+#include "server/stop_requests.h"
 
 namespace weft::server {
 
@@ -51,9 +52,9 @@ class Server {
   // -s: one connection on ready descriptors; run() returns when it ends. The two may be the same.
   void serve_stream(Fd in, Fd out);
 
-  // Returns the exit status: 0, or 1 when the disks could not be synced at the end. Call with a
-  // process that has no other threads yet: it blocks the signals named above for all of them.
-  int run();
+  // Returns the exit status: 0, or 1 when the disks could not be synced at the end. `requests`
+  // outlives the call.
+  int run(const StopRequests& requests);
   // From any thread, at any time.
   void stop();
 

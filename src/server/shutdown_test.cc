@@ -58,7 +58,7 @@ class Shutdown : public BothEngines {
     server->listen(std::move(listening));
   }
   void run() {
-    thread = std::thread([this] { status.set_value(server->run()); });
+    thread = std::thread([this] { status.set_value(server->run(requests)); });
   }
   void start(int sockets = 1) {
     make_server();
@@ -101,6 +101,7 @@ class Shutdown : public BothEngines {
   Config config;
   ScriptedPlugin plugin{kSize};
   engine::BlockingPool pool;
+  const StopRequests requests;
   std::unique_ptr<Server> server;
   std::thread thread;
   std::promise<int> status;

@@ -8,6 +8,7 @@
 #include <cassert>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 namespace weft::server {
 namespace {
@@ -127,11 +128,17 @@ engine::Task<void> Transmission::finish_all() {
   } else {
     for (Request* request : deferred) start(*request);
   }
+  if (dead_) tell_gone();
   while (in_flight_ > 0) co_await replies_.progress().wait();
   replies_.flush();
   while (!replies_.empty() && !replies_.broken()) co_await replies_.progress().wait();
   stream_.cancel();
   co_await scope_.join();
+}
+
+// What is in progress need not be hurried for anybody.
+void Transmission::tell_gone() {
+  if (in_flight_ > 0 && !std::exchange(told_gone_, true)) disk_.client_gone();
 }
 
 void Transmission::drain() {
@@ -156,7 +163,10 @@ void Transmission::kill(std::string reason) {
   stream_.cancel();
   replies_.abandon();
   if (taker_) taker_->cancel();
-  if (finishing) drop_not_started();  // nobody starts what still waits for its turn
+  if (finishing) {
+    drop_not_started();  // nobody starts what still waits for its turn
+    tell_gone();
+  }
   replies_.progress().notify_all();
 }
 

@@ -134,6 +134,7 @@ class Transmission {
   engine::Task<void> wait_for_memory();
   std::optional<Charge> charge_for(uint64_t bytes);
   engine::Task<void> finish_all();
+  void tell_gone();
 
   // Requests.
   bool answer_at_once(const nbd::Request& header);
@@ -205,6 +206,7 @@ class Transmission {
   bool killed_ = false;        // nothing is sent any more either
   bool draining_ = false;
   bool ended_ = false;  // reads no more
+  bool told_gone_ = false;
   std::string reason_;
   uint64_t bytes_received_ = 0;
   uint64_t progress_seen_ = 0;

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <csignal>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -74,11 +73,10 @@ void ScriptPlugin::warn_once(std::atomic<bool>& said, const std::string& text) {
 
 // ---- Calls ------------------------------------------------------------------------------------
 
-// The first SIGTERM is an orderly end; a second would be another.
 void ScriptPlugin::ask_for_shutdown(std::string_view method) {
-  if (!started_ || asked_for_shutdown_.exchange(true)) return;
+  if (!stop_ || asked_for_shutdown_.exchange(true)) return;
   log::info("{}: the script asks weft to end", name_of(method));
-  ::kill(::getpid(), SIGTERM);
+  stop_();
 }
 
 ScriptAnswer ScriptPlugin::judge(std::string_view method, ScriptEnd end) {
@@ -251,7 +249,7 @@ void ScriptPlugin::start(const disk::Surroundings& surroundings) {
   pool_ = &surroundings.pool;
   configure("after_fork", {});
   processes_.use_groups();
-  started_ = true;
+  stop_ = surroundings.stop;
 }
 
 std::vector<disk::Explanation> ScriptPlugin::explain() const {

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -110,7 +111,7 @@ class ScriptPlugin : public disk::Plugin {
   const std::string plugin_name_;
   ScriptProcesses processes_;
   std::string tmpdir_;
-  bool started_ = false;  // the server runs: set before its threads
+  std::function<void()> stop_;  // asks the server to end; set once it runs, before its threads
   disk::ThreadModel model_ = disk::ThreadModel::kSerializeAllRequests;
   bool one_at_a_time_ = true;
   engine::BlockingPool* pool_ = nullptr;
