@@ -2,6 +2,9 @@
 #include "base/log.h"
 
 #include <fcntl.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <sys/un.h>
 #include <syslog.h>
 #include <unistd.h>
 
@@ -120,6 +123,38 @@ void write(Level level, std::string_view text, std::string_view subject) {
     }
   }
   errno = saved;
+}
+
+// syslog(3) allocates and locks, so the datagram is made here.
+void write_from_signal(std::string_view line) {
+  const State& s = state();
+  switch (s.options.target) {
+    case Target::kStderr:
+      break;
+    case Target::kFile:
+      (void)!::write(s.file.get(), line.data(), line.size());
+      return;
+    case Target::kNull:
+      return;
+    case Target::kSyslog: {
+      constexpr std::string_view kPriority = "<27>";  // LOG_DAEMON, LOG_ERR
+      sockaddr_un address{};
+      address.sun_family = AF_UNIX;
+      std::memcpy(address.sun_path, "/dev/log", sizeof "/dev/log");
+      const int fd = ::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+      iovec parts[] = {
+          {const_cast<char*>(kPriority.data()), kPriority.size()},
+          {const_cast<char*>(line.data()), line.size() - (line.ends_with('\n') ? 1 : 0)}};
+      msghdr message{};
+      message.msg_name = &address;
+      message.msg_namelen = sizeof address;
+      message.msg_iov = parts;
+      message.msg_iovlen = 2;
+      (void)::sendmsg(fd, &message, MSG_NOSIGNAL);
+      break;  // and to stderr, for who has it open
+    }
+  }
+  (void)!::write(STDERR_FILENO, line.data(), line.size());
 }
 
 }  // namespace weft::log

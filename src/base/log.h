@@ -42,6 +42,10 @@ void configure(const Options& options);
 // empty: weft itself.
 void write(Level level, std::string_view text, std::string_view subject = {});
 
+// For a handler of signals that end the program: async-signal-safe. An error whose whole line is
+// `line`, with its newline; where errors go.
+void write_from_signal(std::string_view line);
+
 template <typename... A>
 void error(fmt::format_string<A...> format, A&&... args) {
   write(Level::kError, fmt::format(format, std::forward<A>(args)...));
