@@ -2,12 +2,15 @@
 #include "nbdkit/call.h"
 
 #include <fmt/format.h>
+#include <signal.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
 #include <utility>
 
 #include "base/log.h"
+#include "nbdkit/crash.h"
 
 namespace weft::nbdkit {
 namespace {
@@ -22,16 +25,12 @@ Connection::Connection(std::string_view plugin, uint64_t number, const disk::Pee
 void Connection::disconnect(bool now) {
   if (disconnected_.exchange(true) && !now) return;
   if (now && peer_ && peer_->disconnect) peer_->disconnect();
-  Host::instance().wake_sleepers();
-}
-
-void Connection::left() {
-  left_ = true;
-  Host::instance().wake_sleepers();
+  Host::instance().wake_sleepers(this);
 }
 
 CallScope::CallScope(const char* plugin, const char* method, Connection* connection)
     : plugin_(plugin), method_(method), connection_(connection), outer_(the_current) {
+  prepare_thread_for_crash();
   the_current = this;
 }
 
@@ -63,25 +62,33 @@ void Host::set_plugin(std::string name) {
   plugin_ = std::move(name);
 }
 
-void Host::set_stop(std::function<void()> stop) {
-  const std::lock_guard lock(mutex_);
-  stop_ = std::move(stop);
-  if (asked_to_end_ && stop_) stop_();
-}
-
-void Host::shut_down() {
-  const std::lock_guard lock(mutex_);
-  if (std::exchange(asked_to_end_, true)) return;
-  log::info("{}: the plugin asks the server to end", plugin_);
-  if (stop_) stop_();
-}
-
-void Host::wake() {
+void Host::start_serving() {
+  serving = true;
+  bool asked = false;
   {
     const std::lock_guard lock(mutex_);
-    ending_ = true;
+    asked = shutdown_asked_;
   }
-  wakeup_.notify_all();
+  if (asked) shut_down();
+}
+
+// The first SIGTERM is an orderly end; a second would be another.
+void Host::shut_down() {
+  {
+    const std::lock_guard lock(mutex_);
+    shutdown_asked_ = true;
+    ending_ = true;
+    wake_all();
+    if (!serving || std::exchange(shutdown_sent_, true)) return;
+  }
+  log::info("{}: the plugin asks the server to end", plugin_);
+  ::kill(::getpid(), SIGTERM);
+}
+
+void Host::abandon() {
+  const std::lock_guard lock(mutex_);
+  ending_ = true;
+  wake_all();
 }
 
 void Host::resume() {
@@ -89,18 +96,28 @@ void Host::resume() {
   ending_ = false;
 }
 
-bool Host::sleep(uint64_t nanoseconds, const Connection* connection) {
-  constexpr uint64_t kLongest = uint64_t{1} << 62;  // 146 years; its sum with now is a time
-  std::unique_lock lock(mutex_);
-  return !wakeup_.wait_for(lock, std::chrono::nanoseconds(std::min(nanoseconds, kLongest)),
-                           [&] { return ending_ || (connection && connection->at_end()); });
+// With the mutex held, so that none of them is gone.
+void Host::wake_all() {
+  for (Sleeper& sleeper : sleepers_) sleeper.wakeup.notify_one();
 }
 
-void Host::wake_sleepers() {
-  {
-    const std::lock_guard lock(mutex_);
+void Host::wake_sleepers(const Connection* connection) {
+  const std::lock_guard lock(mutex_);
+  for (Sleeper& sleeper : sleepers_) {
+    if (sleeper.connection == connection) sleeper.wakeup.notify_one();
   }
-  wakeup_.notify_all();
+}
+
+bool Host::sleep(uint64_t nanoseconds, const Connection* connection) {
+  constexpr uint64_t kLongest = uint64_t{1} << 62;  // 146 years; its sum with now is a time
+  const std::chrono::nanoseconds time(std::min(nanoseconds, kLongest));
+  const auto end = std::chrono::steady_clock::now() + time;
+  std::unique_lock lock(mutex_);
+  const auto self = sleepers_.emplace(sleepers_.end(), connection);
+  const bool woken = self->wakeup.wait_until(
+      lock, end, [&] { return ending_ || (connection && connection->disconnected()); });
+  sleepers_.erase(self);
+  return !woken;
 }
 
 }  // namespace weft::nbdkit

@@ -7,7 +7,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
-#include <functional>
+#include <list>
 #include <mutex>
 #include <string>
 #include <string_view>
@@ -34,20 +34,16 @@ class Connection {
   // Strings that live as long as the connection.
   InternedStrings strings;
 
-  // The client has left. From any thread; ends nbdkit_nanosleep()s.
-  void left();
   // The plugin has asked for the end of this connection (nbdkit_disconnect()): `now`, or by
   // answering every later request with ESHUTDOWN, which is left to whoever makes the calls. From
   // any thread. Ends its nbdkit_nanosleep()s as well.
   void disconnect(bool now);
   [[nodiscard]] bool disconnected() const { return disconnected_.load(); }
-  [[nodiscard]] bool at_end() const { return disconnected() || left_.load(); }
 
  private:
   std::string subject_;
   const disk::Peer* peer_;
   std::atomic<bool> disconnected_{false};
-  std::atomic<bool> left_{false};
 };
 
 // While it lives, this thread is inside of the plugin. They may be nested: the innermost counts.
@@ -94,31 +90,42 @@ class Host {
 
   // False once configuration is over, or when stdin and stdout are the client's (-s).
   std::atomic<bool> stdio_safe{true};
+  // The server serves: from the start of the plugin on. Signals are blocked by then, and read by
+  // the server. Ends it if nbdkit_shutdown() was called before.
+  void start_serving();
+  std::atomic<bool> serving{false};
 
-  // How the server is asked to end (Surroundings::stop). If the plugin wanted that before there was
-  // a server, it is asked now.
-  void set_stop(std::function<void()> stop);
-  // nbdkit_shutdown(). From any thread, at any time.
+  // nbdkit_shutdown(): the server ends as by SIGTERM, once it serves. Once; from any thread.
   void shut_down();
-  // The server ends: nobody sleeps any more. Until resume(), for what is called at the very end.
-  void wake();
+  // The server gives up waiting (Plugin::abandon()), or plugins may sleep again (resume()).
+  void abandon();
   void resume();
 
-  // Sleeps until the time is over, the server ends, or `connection` (may be null) is at its end.
+  // Sleeps until the time is over, the server ends, or `connection` (may be null) is disconnected.
   // True: the whole time. Thread-safe.
   bool sleep(uint64_t nanoseconds, const Connection* connection);
-  void wake_sleepers();
+  // Those of `connection` look whether they may sleep on.
+  void wake_sleepers(const Connection* connection);
 
   // Strings that live for ever.
   InternedStrings strings;
 
  private:
+  // One of perhaps thousands, each with its own condition: a connection's end wakes just its own.
+  struct Sleeper {
+    explicit Sleeper(const Connection* of) : connection(of) {}
+    const Connection* connection;
+    std::condition_variable wakeup;
+  };
+
+  void wake_all();
+
   std::string plugin_;
   std::mutex mutex_;
-  std::condition_variable wakeup_;
-  std::function<void()> stop_;  // guarded
-  bool asked_to_end_ = false;   // guarded; by the plugin
-  bool ending_ = false;         // guarded
+  bool ending_ = false;          // guarded
+  bool shutdown_asked_ = false;  // guarded
+  bool shutdown_sent_ = false;   // guarded
+  std::list<Sleeper> sleepers_;  // guarded
 };
 
 }  // namespace weft::nbdkit
