@@ -17,7 +17,7 @@ namespace weft::nbdkit {
 namespace {
 
 // Nothing but these, CallScope::current() and Host's name is looked at in a handler.
-const char* the_prefix = "";
+char the_prefix[64] = "";  // longer names are cut off
 log::Form the_form = log::Form::kWeft;
 std::atomic<bool> the_reporting{false};
 
@@ -159,7 +159,7 @@ void prepare_thread_for_crash() {
 
 void report_crashes(const char* program_prefix) {
   if (kSanitized || the_reporting.exchange(true)) return;
-  the_prefix = program_prefix;
+  std::strncpy(the_prefix, program_prefix, sizeof the_prefix - 1);
   the_form = log::form();
   (void)Host::instance();  // made now, not in a handler
   prepare_thread_for_crash();

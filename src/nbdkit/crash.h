@@ -7,8 +7,8 @@ namespace weft::nbdkit {
 
 // From now on a fatal signal (SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT) is reported by a line that
 // names the plugin and the callback that the thread is in, or says that it is in none; so is
-// exit() called in a callback of a server that serves. `program_prefix`: how lines begin, "weft";
-// static. Once, after log::configure(), before other threads run. A build with a sanitizer has its
+// exit() called in a callback of a server that serves. `program_prefix`: how lines begin, "weft".
+// Once, after log::configure(), before other threads run. A build with a sanitizer has its
 // own reports, and this does nothing.
 void report_crashes(const char* program_prefix);
 
