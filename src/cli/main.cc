@@ -35,6 +35,7 @@
 #include "disk/filter.h"
 #include "engine/blocking_pool.h"
 #include "engine/loop.h"
+#include "nbdkit/crash.h"
 #include "nbdkit/load.h"
 #include "net/private_socket.h"
 #include "net/socket_label.h"
@@ -256,6 +257,7 @@ int run(const Personality& personality, const std::vector<std::string>& words,
     if (options.exit_with_parent) stop_with_parent(started_by);
   }
   log::configure(log_options(options, false));
+  if (nbdkit::can_host()) nbdkit::report_crashes(program.c_str());
   const disk::PluginInfo* info =
       options.plugin.empty() ? nullptr : &choose_plugin(inventory.plugins, options);
   const std::vector<disk::Layer> layers = find_filters(inventory.filters, options.filters);
