@@ -2,7 +2,6 @@
 #include "nbdkit/call.h"
 
 #include <fmt/format.h>
-#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -25,6 +24,11 @@ Connection::Connection(std::string_view plugin, uint64_t number, const disk::Pee
 void Connection::disconnect(bool now) {
   if (disconnected_.exchange(true) && !now) return;
   if (now && peer_ && peer_->disconnect) peer_->disconnect();
+  Host::instance().wake_sleepers(this);
+}
+
+void Connection::left() {
+  left_ = true;
   Host::instance().wake_sleepers(this);
 }
 
@@ -62,30 +66,27 @@ void Host::set_plugin(std::string name) {
   plugin_ = std::move(name);
 }
 
-void Host::start_serving() {
-  serving = true;
-  bool asked = false;
-  {
-    const std::lock_guard lock(mutex_);
-    asked = shutdown_asked_;
-  }
-  if (asked) shut_down();
+void Host::start_serving(std::function<void()> stop) {
+  const std::lock_guard lock(mutex_);
+  server_ = ::getpid();
+  stop_ = std::move(stop);
+  if (shutdown_asked_ && stop_) stop_();
 }
 
-// The first SIGTERM is an orderly end; a second would be another.
+bool Host::serving() const {
+  return server_ == ::getpid();
+}
+
 void Host::shut_down() {
-  {
-    const std::lock_guard lock(mutex_);
-    shutdown_asked_ = true;
-    ending_ = true;
-    wake_all();
-    if (!serving || std::exchange(shutdown_sent_, true)) return;
-  }
+  const std::lock_guard lock(mutex_);
+  ending_ = true;
+  wake_all();
+  if (std::exchange(shutdown_asked_, true)) return;
   log::info("{}: the plugin asks the server to end", plugin_);
-  ::kill(::getpid(), SIGTERM);
+  if (stop_) stop_();
 }
 
-void Host::abandon() {
+void Host::wake() {
   const std::lock_guard lock(mutex_);
   ending_ = true;
   wake_all();
@@ -115,7 +116,7 @@ bool Host::sleep(uint64_t nanoseconds, const Connection* connection) {
   std::unique_lock lock(mutex_);
   const auto self = sleepers_.emplace(sleepers_.end(), connection);
   const bool woken = self->wakeup.wait_until(
-      lock, end, [&] { return ending_ || (connection && connection->disconnected()); });
+      lock, end, [&] { return ending_ || (connection && connection->at_end()); });
   sleepers_.erase(self);
   return !woken;
 }

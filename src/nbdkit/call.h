@@ -4,9 +4,12 @@
 // the thread that makes the call; threads that the plugin itself started have none.
 #pragma once
 
+#include <sys/types.h>
+
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <functional>
 #include <list>
 #include <mutex>
 #include <string>
@@ -34,16 +37,20 @@ class Connection {
   // Strings that live as long as the connection.
   InternedStrings strings;
 
+  // The client has left. From any thread; ends nbdkit_nanosleep()s.
+  void left();
   // The plugin has asked for the end of this connection (nbdkit_disconnect()): `now`, or by
   // answering every later request with ESHUTDOWN, which is left to whoever makes the calls. From
   // any thread. Ends its nbdkit_nanosleep()s as well.
   void disconnect(bool now);
   [[nodiscard]] bool disconnected() const { return disconnected_.load(); }
+  [[nodiscard]] bool at_end() const { return disconnected() || left_.load(); }
 
  private:
   std::string subject_;
   const disk::Peer* peer_;
   std::atomic<bool> disconnected_{false};
+  std::atomic<bool> left_{false};
 };
 
 // While it lives, this thread is inside of the plugin. They may be nested: the innermost counts.
@@ -90,18 +97,18 @@ class Host {
 
   // False once configuration is over, or when stdin and stdout are the client's (-s).
   std::atomic<bool> stdio_safe{true};
-  // The server serves: from the start of the plugin on. Signals are blocked by then, and read by
-  // the server. Ends it if nbdkit_shutdown() was called before.
-  void start_serving();
-  std::atomic<bool> serving{false};
+  // The server serves, in this process, and is asked to end by `stop` (Surroundings::stop; may be
+  // empty). If nbdkit_shutdown() was called before, it is asked now.
+  void start_serving(std::function<void()> stop);
+  [[nodiscard]] bool serving() const;
 
-  // nbdkit_shutdown(): the server ends as by SIGTERM, once it serves. Once; from any thread.
+  // nbdkit_shutdown(): the server is asked to end, once it serves. From any thread, at any time.
   void shut_down();
-  // The server gives up waiting (Plugin::abandon()), or plugins may sleep again (resume()).
-  void abandon();
+  // The server ends: nobody sleeps any more. Until resume(), for what is called at the very end.
+  void wake();
   void resume();
 
-  // Sleeps until the time is over, the server ends, or `connection` (may be null) is disconnected.
+  // Sleeps until the time is over, the server ends, or `connection` (may be null) is at its end.
   // True: the whole time. Thread-safe.
   bool sleep(uint64_t nanoseconds, const Connection* connection);
   // Those of `connection` look whether they may sleep on.
@@ -122,9 +129,10 @@ class Host {
 
   std::string plugin_;
   std::mutex mutex_;
+  std::atomic<pid_t> server_{0};
+  std::function<void()> stop_;   // guarded
   bool ending_ = false;          // guarded
   bool shutdown_asked_ = false;  // guarded
-  bool shutdown_sent_ = false;   // guarded
   std::list<Sleeper> sleepers_;  // guarded
 };
 

@@ -89,7 +89,7 @@ TEST(Sleep, EndsWithTheServer) {
   Connection connection("curl", 1, nullptr);
   SleepingCall call(&connection);
   SleepingCall thread(nullptr);
-  Host::instance().abandon();
+  Host::instance().wake();
   call.expect_woken();
   thread.expect_woken();
   EXPECT_EQ(nbdkit_nanosleep(kForEver, 0), -1);
@@ -98,7 +98,7 @@ TEST(Sleep, EndsWithTheServer) {
 }
 
 TEST(Sleep, VeryLongTimesDoNotOverflow) {
-  Host::instance().abandon();
+  Host::instance().wake();
   EXPECT_FALSE(Host::instance().sleep(UINT64_MAX, nullptr));
   Host::instance().resume();
   std::atomic<bool> over{false};
@@ -108,7 +108,7 @@ TEST(Sleep, VeryLongTimesDoNotOverflow) {
   });
   std::this_thread::sleep_for(50ms);
   EXPECT_FALSE(over);
-  Host::instance().abandon();
+  Host::instance().wake();
   sleeper.join();
   Host::instance().resume();
 }
@@ -129,29 +129,39 @@ TEST(Sleep, ManyAtOnce) {
   EXPECT_EQ(woken, kThreads);
 }
 
+TEST(Sleep, EndsWhenTheClientLeaves) {
+  Connection connection("curl", 1, nullptr);
+  SleepingCall call(&connection);
+  connection.left();
+  call.expect_woken();
+}
+
 // In a process of their own: they end it. `...DeathTest` are run first.
 class ShutdownDeathTest : public testing::Test {
  protected:
   ShutdownDeathTest() { GTEST_FLAG_SET(death_test_style, "threadsafe"); }
 };
 
+// Exits with the number of times that the server was asked to end.
 void shut_down_then(bool serve_first) {
-  if (serve_first) Host::instance().start_serving();
+  static int asked = 0;
+  const auto stop = [] { asked++; };
+  if (serve_first) Host::instance().start_serving(stop);
   nbdkit_shutdown();
   nbdkit_shutdown();
   if (!serve_first) {
-    if (nbdkit_nanosleep(kForEver, 0) == 0) std::_Exit(3);
-    Host::instance().start_serving();
+    if (nbdkit_nanosleep(kForEver, 0) == 0) std::_Exit(30);
+    Host::instance().start_serving(stop);
   }
-  std::this_thread::sleep_for(20s);
+  std::_Exit(asked);
 }
 
-TEST_F(ShutdownDeathTest, IsSigterm) {
-  EXPECT_EXIT(shut_down_then(true), testing::KilledBySignal(SIGTERM), "asks the server to end");
+TEST_F(ShutdownDeathTest, AsksOnce) {
+  EXPECT_EXIT(shut_down_then(true), testing::ExitedWithCode(1), "asks the server to end");
 }
 
 TEST_F(ShutdownDeathTest, WaitsUntilTheServerServes) {
-  EXPECT_EXIT(shut_down_then(false), testing::KilledBySignal(SIGTERM), "asks the server to end");
+  EXPECT_EXIT(shut_down_then(false), testing::ExitedWithCode(1), "asks the server to end");
 }
 
 #if !defined(__SANITIZE_ADDRESS__) && !__has_feature(address_sanitizer) && \
@@ -231,7 +241,7 @@ TEST_F(CrashDeathTest, OutsideOfCallbacksItSaysSo) {
 TEST_F(CrashDeathTest, ExitInACallbackIsTold) {
   EXPECT_EXIT(
       {
-        Host::instance().start_serving();
+        Host::instance().start_serving({});
         crash(nullptr, [] { std::exit(5); });
       },
       testing::ExitedWithCode(5),

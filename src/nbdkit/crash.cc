@@ -95,7 +95,7 @@ void on_signal(int signal, siginfo_t* info, void*) {
 // exit() runs this on the thread that calls it. While a plugin is configured it may well exit.
 void on_exit() {
   const CallScope* scope = CallScope::current();
-  if (!scope || !Host::instance().serving) return;
+  if (!scope || !Host::instance().serving()) return;
   Line line;
   begin(line, subject_of(*scope));
   line << "the plugin " << scope->plugin() << " ended the server: it called exit() in "

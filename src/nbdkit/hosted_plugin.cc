@@ -131,7 +131,7 @@ void HostedPlugin::start(const disk::Surroundings& surroundings) {
   if (callbacks().after_fork) configure("after_fork", callbacks().after_fork);
   calls_ = std::make_unique<CallsOfAll>(name(), surroundings.pool,
                                         model_ <= ThreadModel::kSerializeAllRequests);
-  Host::instance().start_serving();
+  Host::instance().start_serving(surroundings.stop);
 }
 
 std::vector<disk::Explanation> HostedPlugin::explain() const {
@@ -224,7 +224,7 @@ Task<Status> HostedPlugin::finish(Loop& loop) {
 }
 
 void HostedPlugin::abandon() {
-  Host::instance().abandon();
+  Host::instance().wake();
   if (calls_) calls_->abandon();
 }
 
