@@ -191,7 +191,9 @@ void Library::set_debug_flags(void* handle, std::span<DebugFlag> flags) const {
   for (DebugFlag& flag : flags) {
     if (flag.name != calls_.name) continue;
     std::string symbol = fmt::format("{}_debug_{}", flag.name, flag.flag);
-    std::ranges::replace(symbol, '.', '_');
+    for (char& c : symbol) {
+      if (c == '.' || c == '-') c = '_';
+    }
     int* const variable = static_cast<int*>(::dlsym(handle, symbol.c_str()));
     if (variable == nullptr) continue;
     *variable = flag.value;
