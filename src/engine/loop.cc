@@ -251,8 +251,8 @@ void Loop::take_over_if_stuck(Clock::time_point now) {
   if (!(state & 1)) return;
   const auto begun = Clock::time_point(Clock::duration(static_cast<int64_t>(state >> 1)));
   if (now - begun < kStuckTime) return;
-  // Not on a processor, for want of one, is not stuck.
-  if (is_runnable(runner_tid_.load(std::memory_order_relaxed))) return;
+  // Not on a processor, for want of one, is not stuck. But one that computes has no end either.
+  if (now - begun < kBusyTime && is_runnable(runner_tid_.load(std::memory_order_relaxed))) return;
   if (!call_state_.compare_exchange_strong(state, 0, std::memory_order_seq_cst)) return;
   pool_.call_is_stuck(*current_call_);
   make_thread_at_any_cost([this] { run_taken_over(); }).detach();

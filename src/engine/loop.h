@@ -15,9 +15,9 @@
 //
 // Short blocking calls (blocking_pool.h, BlockingKind::kShort) are made by the loop's own thread,
 // which costs nothing, at a point where no coroutine is on its stack. A watchdog looks at the
-// threads that are in such a call; one that is found blocked for kStuckTime loses the loop to a new
-// thread, which goes on from that very point. The old thread brings the result back when it has it,
-// as the pool does, and does not run the loop again.
+// threads that are in such a call; one that is found blocked for kStuckTime, or that computes for
+// kBusyTime, loses the loop to a new thread, which goes on from that very point. The old thread
+// brings the result back when it has it, as the pool does, and does not run the loop again.
 #pragma once
 
 #include <atomic>
@@ -296,6 +296,7 @@ class Loop {
 
  private:
   static constexpr std::chrono::milliseconds kStuckTime{4};
+  static constexpr std::chrono::milliseconds kBusyTime{250};  // of one that computes
 
   // False: this thread has lost the loop.
   bool run_turns();
