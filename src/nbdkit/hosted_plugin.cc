@@ -3,6 +3,8 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <pthread.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -48,6 +50,15 @@ std::string captured(F f) {
     text.append(buffer, static_cast<size_t>(n));
     offset += n;
   }
+}
+
+// In a process that the plugin forks. Threads of the server hold the signals that end it back, and
+// a program that inherits that could not be ended.
+void let_signals_through() {
+  sigset_t set;
+  ::sigemptyset(&set);
+  for (const int signal : {SIGTERM, SIGINT, SIGQUIT, SIGHUP}) ::sigaddset(&set, signal);
+  ::pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
 }
 
 }  // namespace
@@ -128,6 +139,7 @@ std::string HostedPlugin::dump() {
 
 void HostedPlugin::start(const disk::Surroundings& surroundings) {
   library_.claim();
+  ::pthread_atfork(nullptr, nullptr, let_signals_through);
   if (callbacks().after_fork) configure("after_fork", callbacks().after_fork);
   calls_ = std::make_unique<CallsOfAll>(name(), surroundings.pool,
                                         model_ <= ThreadModel::kSerializeAllRequests);
