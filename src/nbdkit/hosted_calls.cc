@@ -90,11 +90,12 @@ disk::Task<void> HostedCalls::watch() {
   watching_ = false;
 }
 
-// One line for all that are late, so that a plugin that hangs does not flood the log.
+// One line for all that are late, or nearly, so that a plugin that hangs does not flood the log.
 void HostedCalls::report(Clock::time_point now) {
   Call* oldest = nullptr;
   size_t count = 0;
-  for (Call* call = first_; call && now - call->begun >= hang_time_; call = call->next) {
+  const Clock::duration nearly = hang_time_ - hang_time_ / 10;
+  for (Call* call = first_; call && now - call->begun >= nearly; call = call->next) {
     if (call->late) continue;
     if (!oldest) oldest = call;
     call->late = true;
