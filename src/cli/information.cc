@@ -256,7 +256,7 @@ std::string dump_plugin_text(const Personality& personality, const disk::PluginI
   line("max_thread_model",
        thread_model_name(file != nullptr ? file->thread_model_max : disk::ThreadModel::kParallel));
   line("thread_model", thread_model_name(stack.thread_model()));
-  if (file == nullptr || file->errno_is_preserved) line("errno_is_preserved", "1");
+  line("errno_is_preserved", file == nullptr || file->errno_is_preserved ? "1" : "0");
   if (plugin.magic_config_key != nullptr) line("magic_config_key", plugin.magic_config_key);
   const auto has = [&](std::string_view field) { line(fmt::format("has_{}", field), "1"); };
   if (file != nullptr) {

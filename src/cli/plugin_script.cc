@@ -85,7 +85,8 @@ std::string folder_as_nbdkit() {
   if (::stat("/proc/self/exe", &self) != 0) return {};
   const std::string path = program_path();
   const std::string here = path.substr(0, path.rfind('/'));
-  for (const std::string& folder : {here, here + "/../libexec/weft"}) {
+  for (const std::string& folder :
+       {here, here + "/../libexec/weft", std::string(WEFT_LIBEXECDIR "/weft")}) {
     struct stat status{};
     if (::stat((folder + "/nbdkit").c_str(), &status) == 0 && status.st_dev == self.st_dev &&
         status.st_ino == self.st_ino) {
