@@ -52,6 +52,8 @@ struct Field {
 };
 #define FIELD(name) {#name, offsetof(nbdkit_plugin, name)}
 constexpr Field kFields[] = {
+    FIELD(longname),
+    FIELD(description),
     FIELD(load),
     FIELD(unload),
     FIELD(dump_plugin),
