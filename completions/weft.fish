@@ -81,8 +81,6 @@ for program in weft nbdkit
     complete -c $program -l filter -x -a '(__weft_layers filter)'
     complete -c $program -l log -r -a 'default stderr syslog null'
     complete -c $program -l tls -x -a 'off on require'
-    complete -c $program -l engine -x -a 'auto io_uring epoll'
-    complete -c $program -l as -x -a 'weft nbdkit'
     complete -c $program -s u -l user -x -a '(__fish_complete_users)'
     complete -c $program -s g -l group -x -a '(__fish_complete_groups)'
     complete -c $program -s U -l unix -r -F
@@ -90,3 +88,6 @@ for program in weft nbdkit
     complete -c $program -l run -x
     complete -c $program -s p -l port -x
 end
+# Options that nbdkit has not.
+complete -c weft -l engine -x -a 'auto io_uring epoll'
+complete -c weft -l as -x -a 'weft nbdkit'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-3-Clause
-# Usage: zsh -f completion_zsh.zsh FOLDER LINE: prints what zsh, with the completions of FOLDER,
+# Usage: zsh -f completion.zsh FOLDER LINE: prints what zsh, with the completions of FOLDER,
 # offers for LINE, in a terminal of its own. A match a line.
 zmodload zsh/zpty || exit 77
 zpty z zsh -f -i
