@@ -177,7 +177,8 @@ std::string help_text(const Personality& personality, const Inventory& inventory
   if (!layers.empty()) return text;
   text += "\nPlugins:\n" + list_of(inventory.plugins);
   text += "\nFilters:\n" + list_of(inventory.filters);
-  return text + "\nThe manual page weft(1) says more.\n";
+  return text + (personality.nbdkit ? "\nThe manual pages weft-nbdkit(1) and weft(1) say more.\n"
+                                    : "\nThe manual page weft(1) says more.\n");
 }
 
 std::string version_text(const Personality& personality, const disk::PluginInfo* plugin,

@@ -35,6 +35,7 @@
 #include "disk/filter.h"
 #include "engine/blocking_pool.h"
 #include "engine/loop.h"
+#include "nbdkit/call.h"
 #include "nbdkit/crash.h"
 #include "nbdkit/load.h"
 #include "net/private_socket.h"
@@ -258,6 +259,7 @@ int run(const Personality& personality, const std::vector<std::string>& words,
   }
   log::configure(log_options(options, false));
   if (nbdkit::can_host()) nbdkit::report_crashes(program.c_str());
+  nbdkit::Host::instance().stdio_safe = !options.single;
   const disk::PluginInfo* info =
       options.plugin.empty() ? nullptr : &choose_plugin(inventory.plugins, options);
   const std::vector<disk::Layer> layers = find_filters(inventory.filters, options.filters);

@@ -242,6 +242,13 @@ TEST_F(Scripts, WhatIsNone) {
   EXPECT_THAT(error(add("y.sh", "#!/usr/bin/env nbdkit\n")), HasSubstr("of which language"));
 }
 
+using ScriptsDeathTest = Scripts;
+
+TEST_F(ScriptsDeathTest, AnotherExecutableTakesTheProgramsPlace) {
+  add("nbdkit-tape-plugin", "#!/bin/sh\n[ \"$*\" = '-f a=1' ] || exit 8\nexit 7\n");
+  EXPECT_EXIT((void)expand({"-f", "tape", "a=1"}, 1), testing::ExitedWithCode(7), "");
+}
+
 TEST_F(Scripts, ShortNames) {
   for (const char* name : {"a:b", "a;b", "a b", "a,b", "a\\b", "a=b", "a\nb", "a\177b"}) {
     EXPECT_THAT(error(name), HasSubstr("no name has such characters")) << name;
