@@ -139,6 +139,16 @@ def test_help_and_version_of_files(nbdkit):
     assert "\nPlugin: curl" in help_text and "cookiefile=" in help_text
 
 
+@BOTH
+def test_debug_flags_of_files(nbdkit):
+    """A flag that the plugin has is set; of another the server warns."""
+    need_plugin("curl")
+    assert nbdkit("-D", "curl.verbose=1", "curl", "--version").stderr == ""
+    for start in (nbdkit, oracle):
+        done = start("-D", "curl.nosuch=1", "curl", "--version")
+        assert done.returncode == 0 and done.stderr.startswith("nbdkit: warning: "), done.stderr
+
+
 # ---- which personality ----
 
 
@@ -230,6 +240,7 @@ null --dump-plugin bogus=1
 --fil=cow null --version
 null --versi
 -fVx null
+--filter=nosuch --version
 null -fV
 -h
 """
@@ -387,21 +398,19 @@ def started_programs(trace):
 
 
 @BOTH
-@pytest.mark.parametrize("plugin, words, size", [("example4", ["size=1M"], None)])
-def test_scripts_of_the_plugin_folder_run_in_weft(folder, tmp_path, plugin, words, size):
+def test_scripts_of_the_plugin_folder_run_in_weft(folder, tmp_path):
     """Their first lines name /usr/bin/nbdkit, which is never started."""
-    need_plugin(plugin)
+    need_plugin("example4")
     trace = tmp_path / "trace"
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")
     done = run("strace", "-f", "-q", "-e", "trace=execve", "-o", trace, folder / "nbdkit", "-U",
-               "-", plugin, *words, "--run", SIZE, check=False)
+               "-", "example4", "size=1M", "--run", SIZE, check=False)
     if "PTRACE" in done.stderr:
         pytest.skip("strace may not trace here")
     assert done.returncode == 0 and int(done.stdout) > 0, done.stderr
     programs = started_programs(trace)
     assert NBDKIT not in programs and any("nbdinfo" in path for path in programs), programs
-    del size
 
 
 def test_s3_runs_in_weft(nbdkit):

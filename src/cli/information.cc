@@ -56,6 +56,7 @@ std::string layer_help(const char* kind, const Info& info) {
 
 std::string plugin_help(const disk::PluginInfo& plugin) {
   std::string text = layer_help("Plugin", plugin);
+  if (plugin.file != nullptr) text += fmt::format("The plugin's file is {}.\n", plugin.file->path);
   if (plugin.magic_config_key != nullptr) {
     text += fmt::format("{0}= may be left out: '{1} VALUE' is '{1} {0}=VALUE'.\n",
                         plugin.magic_config_key, plugin.name);

@@ -251,17 +251,19 @@ int run(const Personality& personality, const std::vector<std::string>& words,
     return 0;
   }
   ::umask(0022);
+  log::configure(log_options(options, false));
   Sockets inherited;
   if (options.action == Action::kServe) {
     inherited = net::inherited_sockets();
     settle_listeners(options, !inherited.empty());
     if (options.exit_with_parent) stop_with_parent(started_by);
   }
-  log::configure(log_options(options, false));
   if (nbdkit::can_host()) nbdkit::report_crashes(program.c_str());
   nbdkit::Host::instance().stdio_safe = !options.single;
   const disk::PluginInfo* info =
       options.plugin.empty() ? nullptr : &choose_plugin(inventory.plugins, options);
+  // Without a plugin nbdkit does not look at filters.
+  if (info == nullptr && personality.nbdkit) options.filters.clear();
   const std::vector<disk::Layer> layers = find_filters(inventory.filters, options.filters);
   warn_of_debug_flags(options.debug_flags);
   if (options.action == Action::kHelp) {
