@@ -6,6 +6,7 @@ same.
 """
 import os
 import pathlib
+import re
 import shutil
 
 import pytest
@@ -129,6 +130,17 @@ def test_values_of_options(offers):
     assert offers("weft --engine=") == {"auto", "io_uring", "epoll"}
     assert {"stderr", "syslog"} <= offers("weft --log=s")
     assert offers("weft --as=n") == {"nbdkit"}
+
+
+@pytest.mark.parametrize("name", ["weft.bash", "_weft", "weft.fish"])
+def test_every_option_with_an_argument_is_known(name):
+    """What follows such an option is not the plugin."""
+    text = (COMPLETIONS / name).read_text()
+    names = re.findall(r"^ +(?:-., )?--([a-z-]+)[= ][A-Za-z]\S*(?:  |$)",
+                       run(WEFT, "--help").stdout, re.M)
+    assert {"unix", "port", "run", "shared", "mask-handshake"} <= set(names), names
+    for option in names:
+        assert f"--{option}" in text, option
 
 
 def test_the_other_server(tmp_path):

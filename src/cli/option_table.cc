@@ -86,9 +86,9 @@ void set_name(Options& options, const std::string& name, const std::string& valu
   options.program = value;
 }
 
-// --as is taken out of the words before they are read (personality.h).
+// --as is taken out of the words before they are read (personality.h), where it is written out.
 void refuse_as(Options&, const std::string& name, const std::string& value) {
-  throw UsageError(fmt::format("{}={}: choose weft or nbdkit", name, value));
+  throw UsageError(fmt::format("{}: write it out, as --as={}", name, value));
 }
 
 // FILTER[:KEY=VALUE,...]. A comma in a value is written twice.
