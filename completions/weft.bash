@@ -121,7 +121,11 @@ _weft() {
         mapfile -t COMPREPLY < <(
             compgen -W "$(_weft_keys "$program" "${layers[@]}" "$plugin" | sort -u)" -- "$current"
             compgen -f -- "$current")
-        [[ ${#COMPREPLY[@]} -ne 1 || ${COMPREPLY[0]} != *= ]] || compopt -o nospace 2>/dev/null
+        # As a file's name, "size=" would be quoted.
+        [[ " ${COMPREPLY[*]}" != *"= "* && ${COMPREPLY[-1]-} != *= ]] || {
+            compopt -o nospace 2>/dev/null
+            return
+        }
     elif [[ $current == */* || $current == .* ]]; then
         mapfile -t COMPREPLY < <(compgen -f -- "$current")
     else

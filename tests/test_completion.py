@@ -6,8 +6,12 @@ same.
 """
 import os
 import pathlib
+import pty
 import re
+import select
 import shutil
+import signal
+import time
 
 import pytest
 
@@ -130,6 +134,47 @@ def test_values_of_options(offers):
     assert offers("weft --engine=") == {"auto", "io_uring", "epoll"}
     assert {"stderr", "syslog"} <= offers("weft --log=s")
     assert offers("weft --as=n") == {"nbdkit"}
+
+
+@pytest.mark.parametrize("line, end", [
+    ("weft mem", "weft memory "), ("weft memory alloc", "weft memory allocator="),
+    ("weft file file=dis", "weft file file=disk.img "), ("weft --filter=multi", "multi-conn "),
+    ("nbdkit --tls-pr", "nbdkit --tls-priority "), ("weft ./im", "weft ./images/"),
+])
+def test_bash_at_a_terminal(tmp_path, line, end):
+    """What a person sees after the tabulator: "=" separates words there."""
+    if shutil.which("bash") is None:
+        pytest.skip("bash is not installed")
+    for name in ("weft", "nbdkit"):
+        (tmp_path / name).symlink_to(pathlib.Path(WEFT).resolve())
+    (tmp_path / "disk.img").touch()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "rc").write_text(f"PS1='$ '\nPATH={tmp_path}:$PATH\ncd {tmp_path}\n"
+                                 f"source {COMPLETIONS}/weft.bash\nbind 'set bell-style none'\n"
+                                 "bind 'set enable-bracketed-paste off'\n")
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ["TERM"] = "dumb"
+        os.execvp("bash", ["bash", "--rcfile", str(tmp_path / "rc"), "-i"])
+    try:
+        seen = read_until(terminal, "$ ")
+        os.write(terminal, line.encode() + b"\t")
+        seen = read_until(terminal, end)
+        assert end in seen, seen
+    finally:
+        os.close(terminal)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def read_until(terminal, text):
+    """What the terminal shows, up to `text` or for a while."""
+    seen = ""
+    end = time.monotonic() + 60
+    while text not in seen and time.monotonic() < end:
+        if select.select([terminal], [], [], 0.2)[0]:
+            seen += os.read(terminal, 4096).decode(errors="replace")
+    return seen
 
 
 @pytest.mark.parametrize("name", ["weft.bash", "_weft", "weft.fish"])
