@@ -252,7 +252,7 @@ def test_a_plugin_disconnects_its_client(serve, folder):
             client = server.connect()
             assert (outcome(client.trim, 512, offset) is None) is replied, offset
             wait_until(lambda client=client: isinstance(outcome(client.pread, 512, 8192), str),
-                       "the connection has ended")
+                       f"the connection has ended (trim at {offset})")
         assert other.pread(512, 4096) == bytes(512)
 
 
