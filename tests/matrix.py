@@ -37,11 +37,12 @@ PROBLEMS = [(name, re.compile(pattern, re.IGNORECASE | re.MULTILINE)) for name, 
     ("needs-argument", r"requires an argument|needs an argument"),
     ("no-argument", r"doesn't allow an argument|takes no argument"),
     ("unknown-option", r"(unrecognized|invalid|unknown) option"),
+    ("useless-filter", r"won't do anything|nothing will be prefetched"),
     ("serving", r"^nbdkit: [\w-]+(\[\d+\]|\.\d+): error: |^nbdkit: error: (eval|sh): the script: "
                 r"(pread|get_size|block_size)|^nbdkit: (error|warning): unix pid"),
     ("empty-path", r"null or empty path|path is empty|'' cannot be found"),
     ("killed", r"was killed by signal"),
-    ("plugin-crashed", r"Assertion|Segmentation fault"),
+    ("plugin-crashed", r"Assertion|Segmentation fault|the plugin \w+ crashed"),
     ("missing-callback", r"required callbacks"),
     ("wrong-pid", r"LISTEN_PID"),
     ("conflict-activation", r"socket activation with|and socket activation cannot"),
@@ -260,6 +261,10 @@ def sections(out):
 EVERYWHERE = {"blocks": ("block-sizes", lambda theirs, ours: not theirs and ours)}
 
 
+# How weft's messages begin; a shell tells of a crash in its own words.
+FORM = re.compile(r"\Z|nbdkit: |other: |Segmentation fault|Aborted")
+
+
 def changed(theirs, ours):
     """What differs between two answers: the lines of one that are not in the other."""
     if not isinstance(theirs, str) or not isinstance(ours, str) or not theirs or not ours:
@@ -296,6 +301,8 @@ def compare(line, theirs, ours):
         if "words" not in expected:
             wrong += [f"{name} does not name {word}" for word in line.words
                       if not any(name in outcome.errors for name in word.split("|"))]
+    if not FORM.match(ours.errors):
+        wrong.append("weft's message does not begin as nbdkit's do")
     if not wrong:
         return None
     says = "\n    ".join(f"{name} says: {outcome.errors.strip()[:300]}"
