@@ -8,9 +8,10 @@ may end with what is expected of it:
     LINE ## PROBLEM WORD... ; ASPECT=KEY ...
 
 PROBLEM is the class (PROBLEMS) of the one message that both servers print, and each WORD must be
-in both; ONE|OTHER is the same thing under two names. ASPECT=KEY says that the servers differ in this aspect, for the reason that the row KEY
-of docs/migration.md gives; the test insists that they do differ. Aspects are those of Outcome; "served" stands for all
-of them: one server serves what the other refuses.
+in both; ONE|OTHER is the same thing under two names. ASPECT=KEY says that the servers differ in
+this aspect, for the reason that the row KEY of docs/migration.md gives; the test insists that they
+do differ. Aspects are those of Outcome; "served" stands for all of them: one server serves what
+the other refuses.
 """
 import concurrent.futures
 import dataclasses
@@ -63,7 +64,8 @@ PROBLEMS = [(name, re.compile(pattern, re.IGNORECASE | re.MULTILINE)) for name, 
                  r"size cannot be|whole number, then at most|the largest size is"),
     ("no-tls", r"TLS cert|has no TLS"),
     ("in-use", r"in use|another server listens|a file of that name"),
-    ("bad-data", r"^nbdkit: error: data parameter|data string|whole number from 0 to 255|variable not found|not defined|"
+    ("bad-data", r"^nbdkit: error: data parameter|data string|whole number from 0 to 255|"
+                 r"variable not found|not defined|"
                  r"data: .* at character|data: '"),
     ("bad-address", r"getaddrinfo|cannot parse address|parse rule|assign requested address|"
                     r"neither an address|cannot listen on .*(name|service|address family|port)|"
@@ -76,7 +78,8 @@ PROBLEMS = [(name, re.compile(pattern, re.IGNORECASE | re.MULTILINE)) for name, 
     ("bad-base64", r"base64.*decod|is not base64"),
     ("missing-parameter", r"must (supply|specify)|is required|was not specified|is missing|"
                           r"missing script|first parameter must be|requires statsfile|"
-                          r"parameters? must be (supplied|specified)$|no C program name|no size: give|"
+                          r"parameters? must be (supplied|specified)$|"
+                          r"no C program name|no size: give|"
                           r"there is no (script|file to write|list)|nothing to serve|"
                           r"comes before the script"),
     ("too-long", r"path too long|the system allows"),
@@ -201,7 +204,8 @@ class Programs:
         script = f'. "$matrix/prelude.sh"\n{line.text}\n'
         furnish(pathlib.Path(folder))
         environment = {**os.environ, "PATH": self.paths[name], "matrix": str(FOLDER),
-                       "port": str(free_port()), "python": sys.executable, "LC_ALL": "C", "HOME": folder}
+                       "port": str(free_port()), "python": sys.executable, "LC_ALL": "C",
+                       "HOME": folder}
         process = subprocess.Popen(["/bin/sh", "-c", script], cwd=folder, env=environment,
                                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                    stderr=subprocess.PIPE, start_new_session=True)
@@ -209,8 +213,9 @@ class Programs:
             out, err = process.communicate(timeout=TIMEOUT_S)
             status = process.returncode
         except subprocess.TimeoutExpired:
-            # The session of this line alone; a daemon is ended below.
+            # The session of this line alone, and what has left it.
             os.killpg(process.pid, signal.SIGKILL)
+            end_leftovers(folder)
             out, err = process.communicate()
             status = f"did not end within {TIMEOUT_S} s"
         finally:
