@@ -10,8 +10,7 @@ import nbd
 import pytest
 
 from harness import IS_WEFT, WEFT, run, wait_until
-from hosted import (PROGRAMS, build_plugin, name_of, needs_compiler, needs_hosting, on_both,
-                    plugin)
+from hosted import PROGRAMS, build_plugin, name_of, needs_compiler, needs_hosting, on_both
 from script_disks import outcome
 
 pytestmark = [needs_hosting, needs_compiler]
@@ -298,14 +297,3 @@ def test_nonsense_extents(serve, folder, what):
             assert isinstance(failed, str), (program, failed, heard)
             assert client.pread(512, 0) == bytes(512)
             assert not isinstance(outcome(client.block_status, 4096, 0, lambda *_: 0), str)
-
-
-@pytest.mark.weft_only
-def test_a_plugin_of_debians_that_crashes(serve):
-    """The compressing allocator of 1.32.5 does not survive a question for extents."""
-    server = serve(plugin("memory"), "1M", "allocator=zstd")
-    server.may_die = True
-    client = server.connect(contexts=["base:allocation"])
-    outcome(client.block_status, 4096, 0, lambda *_: 0)
-    assert server.wait(30) == -signal.SIGSEGV
-    assert any("memory" in line and "extents" in line for line in server.log().splitlines())

@@ -5,6 +5,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <string_view>
 
 #include "base/result.h"
 #include "cli/information.h"
@@ -17,6 +19,24 @@ namespace {
 
 bool is_built_in(std::span<const disk::PluginInfo> built_in, const std::string& name) {
   return std::ranges::any_of(built_in, [&](const auto& info) { return name == info.name; });
+}
+
+std::string plugin_path(std::string_view name) {
+  return fmt::format("{}/nbdkit-{}-plugin.so", folders().plugins, name);
+}
+
+const disk::PluginInfo& load(const std::string& path, Options& options) {
+  std::vector<nbdkit::DebugFlag> flags;
+  for (const DebugFlag& flag : options.debug_flags) {
+    flags.push_back({flag.name, flag.flag, static_cast<int>(flag.value)});
+  }
+  const disk::PluginInfo& info = nbdkit::load_plugin(path, flags);
+  std::vector<DebugFlag> unused;
+  for (size_t i = 0; i < flags.size(); i++) {
+    if (!flags[i].used) unused.push_back(options.debug_flags[i]);
+  }
+  options.debug_flags = std::move(unused);
+  return info;
 }
 
 }  // namespace
@@ -45,7 +65,7 @@ const disk::PluginInfo& choose_plugin(std::span<const disk::PluginInfo> built_in
   }
   std::string path = name;
   if (name.find_first_of("./") == std::string::npos) {
-    path = fmt::format("{}/nbdkit-{}-plugin.so", folders().plugins, name);
+    path = plugin_path(name);
     if (!nbdkit::can_host()) {
       return find_plugin(built_in, name, "this build of weft loads no plugin files");
     }
@@ -53,17 +73,16 @@ const disk::PluginInfo& choose_plugin(std::span<const disk::PluginInfo> built_in
       return find_plugin(built_in, name, fmt::format("{} is not there either", path));
     }
   }
-  std::vector<nbdkit::DebugFlag> flags;
-  for (const DebugFlag& flag : options.debug_flags) {
-    flags.push_back({flag.name, flag.flag, static_cast<int>(flag.value)});
-  }
-  const disk::PluginInfo& info = nbdkit::load_plugin(path, flags);
-  std::vector<DebugFlag> unused;
-  for (size_t i = 0; i < flags.size(); i++) {
-    if (!flags[i].used) unused.push_back(options.debug_flags[i]);
-  }
-  options.debug_flags = std::move(unused);
-  return info;
+  return load(path, options);
+}
+
+const disk::PluginInfo* fuller_plugin(const Personality& personality, const disk::PluginInfo& info,
+                                      Options& options) {
+  constexpr std::array<std::string_view, 3> kLess = {"data", "memory", "pattern"};
+  if (!personality.nbdkit || info.file != nullptr || !nbdkit::can_host()) return nullptr;
+  if (std::ranges::find(kLess, info.name) == kLess.end()) return nullptr;
+  const std::string path = plugin_path(info.name);
+  return ::access(path.c_str(), F_OK) == 0 ? &load(path, options) : nullptr;
 }
 
 }  // namespace weft::cli

@@ -20,4 +20,10 @@ Options read_command_line(const Personality& personality, std::vector<std::strin
 // folder by its short name. Its debug flags are set and taken out of `options`. Throws ConfigError.
 const disk::PluginInfo& choose_plugin(std::span<const disk::PluginInfo> built_in, Options& options);
 
+// nbdkit's plugin file in the place of a built-in plugin that knows less than that does (the data
+// language, kinds of memory) and has refused the parameters, for who speaks as nbdkit. Null: there
+// is none. Loads it as choose_plugin() does.
+const disk::PluginInfo* fuller_plugin(const Personality& personality, const disk::PluginInfo& info,
+                                      Options& options);
+
 }  // namespace weft::cli

@@ -125,6 +125,8 @@ class ServingProcess {
     ::signal(SIGPIPE, SIG_IGN);
     const server::StopRequests requests;  // before the first thread
 
+    if (in_background_) (void)!::chdir("/");
+
     engine::BlockingPool pool;
     // The plugin ends before the pool, whose lanes it holds.
     const std::unique_ptr<disk::Plugin> plugin = std::move(configured);
@@ -138,7 +140,6 @@ class ServingProcess {
     } else {
       server.listen(std::move(sockets));
     }
-    if (in_background_) (void)!::chdir("/");
     if (options_.pidfile) write_pidfile(*options_.pidfile);
     made.keep();
     for (const std::string& uri : uris_) {
@@ -239,6 +240,29 @@ std::optional<std::string> general_text(const Personality& personality, Action a
   }
 }
 
+// Up to its config_complete(). `info` may be exchanged: see fuller_plugin().
+std::unique_ptr<disk::Plugin> configured_plugin(const Personality& personality,
+                                                const disk::PluginInfo*& info,
+                                                const std::vector<disk::Layer>& layers,
+                                                Options& options) {
+  const auto configure = [&] {
+    std::unique_ptr<disk::Plugin> plugin = make_plugin(*info, layers, options.arguments);
+    if (options.server.read_only) plugin->serve_read_only();
+    plugin->config_complete();
+    return plugin;
+  };
+  const disk::PluginInfo* fuller = nullptr;
+  try {
+    return configure();
+  } catch (const ConfigError& error) {
+    fuller = fuller_plugin(personality, *info, options);
+    if (fuller == nullptr) throw;
+    log::debug("{}; {} is tried", error.what(), fuller->file->path);
+  }
+  info = fuller;
+  return configure();
+}
+
 int run(const Personality& personality, const std::vector<std::string>& words,
         std::string& program) {
   const pid_t started_by = ::getppid();
@@ -271,12 +295,11 @@ int run(const Personality& personality, const std::vector<std::string>& words,
   } else if (options.action == Action::kVersion) {
     print(version_text(personality, info, layers));
   } else {
-    std::unique_ptr<disk::Plugin> plugin = make_plugin(*info, layers, options.arguments);
     if (options.action == Action::kDumpPlugin) {
+      const auto plugin = make_plugin(*info, layers, options.arguments);
       print(dump_plugin_text(personality, *info, *plugin));
     } else {
-      if (options.server.read_only) plugin->serve_read_only();
-      plugin->config_complete();
+      std::unique_ptr<disk::Plugin> plugin = configured_plugin(personality, info, layers, options);
       if (options.action == Action::kServe) {
         return serve(options, std::move(plugin), std::move(inherited), started_by);
       }
@@ -292,6 +315,7 @@ int give_up(const Personality& personality, const std::string& program,
             const std::exception& error) {
   const auto* usage = dynamic_cast<const UsageError*>(&error);
   if (usage != nullptr && usage->grammar() && personality.nbdkit) print(usage_text(personality));
+  if (*error.what() == '\0') return 1;  // all was said
   const std::string line = start_error_line(personality, program, error);
   (void)!::write(STDERR_FILENO, line.data(), line.size());
   return 1;

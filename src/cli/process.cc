@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <csignal>
+#include <cstdio>
 #include <cstring>
 
 #include "base/log.h"
@@ -43,6 +44,7 @@ void require_standard_streams() {
 }
 
 void leave_standard_streams(bool stderr_too) {
+  std::fflush(stdout);
   const Fd null(::open("/dev/null", O_RDWR | O_CLOEXEC));
   if (!null) throw ConfigError(fmt::format("cannot open /dev/null: {}", errno_text(errno)));
   for (int fd = 0; fd <= (stderr_too ? 2 : 1); ++fd) ::dup2(null.get(), fd);
@@ -126,6 +128,7 @@ Forked fork_server() {
   }
   Fd hear(ends[0]);
   Fd tell(ends[1]);
+  std::fflush(stdout);  // what a plugin has printed is printed once
   const pid_t child = ::fork();
   if (child < 0) throw ConfigError(fmt::format("cannot fork: {}", errno_text(errno)));
   return {child, child == 0 ? std::move(tell) : std::move(hear)};

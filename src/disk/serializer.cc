@@ -14,39 +14,36 @@ class SerializedDisk final : public Disk {
   // long as the disk is open, by one whose calls are not in each other's way.
   SerializedDisk(std::unique_ptr<Disk> next, Loop& loop, AsyncMutex* shared,
                  AsyncMutex::Guard whole)
-      : next_(std::move(next)),
-        loop_(loop),
-        mutex_(shared ? *shared : own_),
-        whole_(std::move(whole)) {
+      : next_(std::move(next)), loop_(loop), shared_(shared), whole_(std::move(whole)) {
     capabilities_ = next_->capabilities();
   }
 
   Task<Status> read(uint64_t offset, MutableByteSpan into) override {
-    const AsyncMutex::Guard guard = co_await mutex_.lock(loop_);
+    const Turn turn = co_await my_turn();
     co_return co_await next_->read(offset, into);
   }
   Task<Status> write(uint64_t offset, ByteSpan from, bool fua) override {
-    const AsyncMutex::Guard guard = co_await mutex_.lock(loop_);
+    const Turn turn = co_await my_turn();
     co_return co_await next_->write(offset, from, fua);
   }
   Task<Status> zero(Range range, ZeroFlags flags) override {
-    const AsyncMutex::Guard guard = co_await mutex_.lock(loop_);
+    const Turn turn = co_await my_turn();
     co_return co_await next_->zero(range, flags);
   }
   Task<Status> trim(Range range, bool fua) override {
-    const AsyncMutex::Guard guard = co_await mutex_.lock(loop_);
+    const Turn turn = co_await my_turn();
     co_return co_await next_->trim(range, fua);
   }
   Task<Status> cache(Range range) override {
-    const AsyncMutex::Guard guard = co_await mutex_.lock(loop_);
+    const Turn turn = co_await my_turn();
     co_return co_await next_->cache(range);
   }
   Task<Status> flush() override {
-    const AsyncMutex::Guard guard = co_await mutex_.lock(loop_);
+    const Turn turn = co_await my_turn();
     co_return co_await next_->flush();
   }
   Task<Status> extents(Extents& into, bool one) override {
-    const AsyncMutex::Guard guard = co_await mutex_.lock(loop_);
+    const Turn turn = co_await my_turn();
     co_return co_await next_->extents(into, one);
   }
   ChangeOrder* order() override { return next_->order(); }
@@ -54,7 +51,7 @@ class SerializedDisk final : public Disk {
   [[nodiscard]] std::string description() const override { return next_->description(); }
   void client_gone() override { next_->client_gone(); }
   Task<Status> close() override {
-    const AsyncMutex::Guard guard = co_await mutex_.lock(loop_);
+    const Turn turn = co_await my_turn();
     const Status closed = co_await next_->close();
     next_.reset();
     whole_.unlock();
@@ -62,10 +59,22 @@ class SerializedDisk final : public Disk {
   }
 
  private:
+  struct Turn {
+    AsyncMutex::Guard own;
+    AsyncMutex::Guard shared;
+  };
+  // A disk stands in the line of all with one call at a time, so that they take turns, however many
+  // calls each has.
+  Task<Turn> my_turn() {
+    Turn turn{co_await own_.lock(loop_), {}};
+    if (shared_) turn.shared = co_await shared_->lock(loop_);
+    co_return turn;
+  }
+
   std::unique_ptr<Disk> next_;
   Loop& loop_;
   AsyncMutex own_;
-  AsyncMutex& mutex_;
+  AsyncMutex* shared_;
   AsyncMutex::Guard whole_;
 };
 

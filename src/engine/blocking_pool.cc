@@ -104,6 +104,7 @@ struct Lane::Queue {
 
 struct BlockingPool::State {
   explicit State(std::atomic<bool>& watchdog_asleep) : asleep(watchdog_asleep) {}
+  bool keep_threads = false;
 
   struct Ticket {  // a thread is wanted at a lane
     Lane::Queue* lane;
@@ -219,6 +220,7 @@ struct BlockingPool::State {
         const bool called =
             wanted.wait_for(lock, kThreadIdleTime, [this] { return stopping || !tickets.empty(); });
         idle--;
+        if (!called && keep_threads) continue;
         if (!called) break;
         continue;
       }
@@ -273,6 +275,11 @@ BlockingPool::~BlockingPool() {
   state_->ended.wait(lock, [this] { return state_->threads == 0; });
   lock.unlock();
   if (state_->watchdog.joinable()) state_->watchdog.join();
+}
+
+void BlockingPool::keep_threads() {
+  const std::lock_guard lock(state_->mutex);
+  state_->keep_threads = true;
 }
 
 uint64_t BlockingPool::count(BlockingReason reason) const {

@@ -76,6 +76,10 @@ class BlockingPool {
   BlockingPool(const BlockingPool&) = delete;
   BlockingPool& operator=(const BlockingPool&) = delete;
 
+  // Threads stay to the end, also without work: a process that one of them has started may be told
+  // of the end of its thread (PR_SET_PDEATHSIG), and take it for ours.
+  void keep_threads();
+
   [[nodiscard]] uint64_t count(BlockingReason reason) const;
   [[nodiscard]] size_t threads() const;
   // The pool's own lane, for calls that concern no disk.

@@ -36,7 +36,8 @@ inline constexpr size_t kExtentsPerChunkMax = size_t{1} << 20;  // NBD_CMD_BLOCK
 inline constexpr size_t kOptionDataBufferedMax = 4 + kStringLengthMax + 2 + 2 * size_t{65535};
 // Longer options are no mistake but an attack: the connection is closed.
 inline constexpr uint32_t kOptionDataSkippedMax = 32u << 20;
-inline constexpr uint32_t kOptionCountMax = 8192;  // options in one handshake
+inline constexpr uint32_t kOptionCountMax = 8192;  // options in one handshake,
+inline constexpr uint32_t kOptionsPerExport = 4;   // and more for each export that it listed
 inline constexpr uint64_t kDfLengthMin = 65536;    // an unfragmented read that MUST be served
 
 static_assert(kPayloadAdvertisedMax <= kPayloadAcceptedMax);

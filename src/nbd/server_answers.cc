@@ -20,6 +20,9 @@ std::byte* store_text(std::byte* to, std::string_view text) {
 }  // namespace
 
 void ServerHandshake::answer_list(std::span<const ListEntry> exports) {
+  // Whoever lists may ask about each export.
+  option_count_max_ = std::max<uint64_t>(
+      option_count_max_, options_.option_count_max + exports.size() * kOptionsPerExport);
   assert(std::holds_alternative<WantList>(event_));
   event_ = {};
   for (const ListEntry& entry : exports) {

@@ -45,7 +45,8 @@ class Fields {
 
 }  // namespace
 
-ServerHandshake::ServerHandshake(const ServerHandshakeOptions& options) : options_(options) {}
+ServerHandshake::ServerHandshake(const ServerHandshakeOptions& options)
+    : options_(options), option_count_max_(options.option_count_max) {}
 
 std::vector<std::byte> ServerHandshake::greeting() const {
   std::vector<std::byte> bytes(18);
@@ -111,9 +112,9 @@ void ServerHandshake::on_option_header() {
     close(CloseCause::kViolation, fmt::format("{:#018x} where an option's magic is due", magic));
     return;
   }
-  if (++option_count_ > options_.option_count_max) {
+  if (++option_count_ > option_count_max_) {
     close(CloseCause::kLimit,
-          fmt::format("more than {} options in one handshake", options_.option_count_max));
+          fmt::format("more than {} options in one handshake", option_count_max_));
     return;
   }
   if (!client_fixed_newstyle_ && option_ != kOptExportName) {

@@ -190,6 +190,7 @@ class ServerHandshake {
   uint32_t option_ = 0;
   uint32_t option_length_ = 0;
   uint32_t option_count_ = 0;
+  uint64_t option_count_max_;  // grows with the exports that are listed
   uint32_t skip_left_ = 0;
   uint32_t skip_reply_ = 0;  // OptionReply
   std::string skip_text_;

@@ -47,6 +47,7 @@ CallScope* CallScope::current() {
 }
 
 void say(log::Level level, std::string_view text) {
+  if (level == log::Level::kError) Host::instance().count_error();
   const CallScope* scope = CallScope::current();
   if (scope && scope->connection()) {
     log::write(level, text, scope->connection()->subject());
@@ -92,7 +93,13 @@ void Host::wake() {
   wake_all();
 }
 
+void Host::abandon() {
+  abandoned_ = true;
+  wake();
+}
+
 void Host::resume() {
+  abandoned_ = false;
   const std::lock_guard lock(mutex_);
   ending_ = false;
 }

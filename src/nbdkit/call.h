@@ -106,6 +106,9 @@ class Host {
   void shut_down();
   // The server ends: nobody sleeps any more. Until resume(), for what is called at the very end.
   void wake();
+  // The same, and no call for a client is begun any more.
+  void abandon();
+  [[nodiscard]] bool abandoned() const { return abandoned_.load(std::memory_order_relaxed); }
   void resume();
 
   // Sleeps until the time is over, the server ends, or `connection` (may be null) is at its end.
@@ -113,6 +116,10 @@ class Host {
   bool sleep(uint64_t nanoseconds, const Connection* connection);
   // Those of `connection` look whether they may sleep on.
   void wake_sleepers(const Connection* connection);
+
+  // How many errors the plugin has told the log (say()).
+  [[nodiscard]] uint64_t errors_told() const { return errors_told_.load(); }
+  void count_error() { errors_told_++; }
 
   // Strings that live for ever.
   InternedStrings strings;
@@ -130,6 +137,8 @@ class Host {
   std::string plugin_;
   std::mutex mutex_;
   std::atomic<pid_t> server_{0};
+  std::atomic<bool> abandoned_{false};
+  std::atomic<uint64_t> errors_told_{0};
   std::function<void()> stop_;   // guarded
   bool ending_ = false;          // guarded
   bool shutdown_asked_ = false;  // guarded

@@ -9,8 +9,10 @@
 namespace weft::nbdkit {
 namespace {
 
-// Threads that a connection may have at work: no fewer than there are.
-constexpr size_t kLaneLimit = engine::BlockingPool::kThreadsMax;
+// Threads that a connection may have at work: plenty, but not all that there are. One client whose
+// calls hang leaves some for others.
+constexpr size_t kLaneLimit = 128;
+static_assert(kLaneLimit * 4 <= engine::BlockingPool::kThreadsMax);
 
 double in_seconds(engine::Clock::duration time) {
   return std::chrono::duration<double>(time).count();

@@ -7,6 +7,7 @@
 #include <bit>
 #include <cerrno>
 #include <cstddef>
+#include <cstring>
 #include <string>
 #include <utility>
 
@@ -100,8 +101,11 @@ class HostedDisk final : public disk::Disk {
   // A call for a client, as long as the plugin has not sent it away.
   template <typename F>
   Task<Status> request(CallKind kind, const char* method, uint64_t length, F f) {
-    return calls_.run(kind, method, length, [this, f](CallScope& scope) -> Status {
+    return calls_.run(kind, method, length, [this, kind, f](CallScope& scope) -> Status {
       if (connection_.disconnected()) return fail(ESHUTDOWN, "the plugin sends this client away");
+      // Nobody waits for it any more; but what others have written may depend on a flush.
+      const bool late = connection_.at_end() || Host::instance().abandoned();
+      if (late && kind != CallKind::kFlush) return fail(ESHUTDOWN, "too late to begin");
       return f(scope);
     });
   }
@@ -179,9 +183,14 @@ Task<void> HostedDisk::end() {
 }
 
 Status HostedDisk::open_now(CallScope& scope, bool read_only) {
+  const uint64_t told = Host::instance().errors_told();
   errno = 0;
   handle_ = callbacks_.open(read_only);
-  if (handle_ == nullptr) return fail(plugin_.error_of(scope), "the plugin refused to open it");
+  if (handle_ == nullptr) {
+    const int code = plugin_.error_of(scope);
+    if (Host::instance().errors_told() != told) return fail(code, "the plugin refused to open it");
+    return complain("open", "the plugin refused to open it", "it failed without a reason");
+  }
   if (const Status asked = ask_capabilities(read_only); !asked) return asked;
   order_ = plugin_.one_disk().enter(capabilities_.block_size.minimum);
   if (order_) return {};
@@ -255,8 +264,10 @@ Status HostedDisk::ask_capabilities(bool read_only) {
     const bool zero = whether("can_zero", has.can_zero, has_zero) && has_zero;
     can.zero = zero ? Support::kNative : Support::kEmulate;
     // Where zeroes are written, that nothing is faster than writing is quickly said.
-    const bool fast = whether("can_fast_zero", has.can_fast_zero, !zero);
-    if (fast) can.fast_zero = zero ? Support::kNative : Support::kEmulate;
+    // So it is for a callback that knows no flags.
+    const bool obeys = zero && has.zero;
+    const bool fast = whether("can_fast_zero", has.can_fast_zero, !obeys);
+    if (fast) can.fast_zero = obeys ? Support::kNative : Support::kEmulate;
     can.trim =
         native_if(there(whether("can_trim", has.can_trim, has_trim), has_trim, "can_trim", "trim"));
   }
@@ -342,6 +353,8 @@ Status HostedDisk::durably(CallScope& scope, bool fua, const char* what, Change 
 }
 
 Status HostedDisk::read_now(CallScope& scope, uint64_t offset, MutableByteSpan into) const {
+  // A plugin that fills less than it was asked for must not send what was in the buffer before.
+  std::memset(into.data(), 0, into.size());
   return in_pieces({offset, into.size()}, kDataMax, [&](Range piece) {
     std::byte* const buffer = into.data() + (piece.offset - offset);
     scope.set_error(0);

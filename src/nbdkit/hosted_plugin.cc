@@ -3,8 +3,6 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <pthread.h>
-#include <signal.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -52,15 +50,6 @@ std::string captured(F f) {
   }
 }
 
-// In a process that the plugin forks. Threads of the server hold the signals that end it back, and
-// a program that inherits that could not be ended.
-void let_signals_through() {
-  sigset_t set;
-  ::sigemptyset(&set);
-  for (const int signal : {SIGTERM, SIGINT, SIGQUIT, SIGHUP}) ::sigaddset(&set, signal);
-  ::pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
-}
-
 }  // namespace
 
 HostedPlugin::HostedPlugin(Library& library)
@@ -88,9 +77,16 @@ void HostedPlugin::warn_once(std::atomic<bool>& said, std::string_view method,
 template <typename F>
 void HostedPlugin::configure(const char* method, F f) {
   const CallScope scope(name(), method, nullptr);
+  const uint64_t told = Host::instance().errors_told();
   if (f() != -1) return;
+  give_up(told, fmt::format("{} failed, and the plugin does not say why", method));
+}
+
+// Nothing is added to what the plugin said itself.
+void HostedPlugin::give_up(uint64_t told_before, const std::string& text) {
   library_.give_up();
-  throw ConfigError(fmt::format("{}: {} failed: the plugin's message says why", name(), method));
+  const bool told = Host::instance().errors_told() != told_before;
+  throw ConfigError(told ? std::string() : fmt::format("{}: {}", name(), text));
 }
 
 void HostedPlugin::config(std::string_view key, std::string_view value) {
@@ -103,11 +99,10 @@ void HostedPlugin::config(std::string_view key, std::string_view value) {
   const char* const its_key = host.strings.add(key);
   const char* const its_value = host.strings.add(value);
   const CallScope scope(name(), "config", nullptr);
+  const uint64_t told = host.errors_told();
   if (callbacks().config(its_key, its_value) != -1) return;
-  library_.give_up();
   // The value may be a secret.
-  throw ConfigError(
-      fmt::format("{}: the parameter {}= was refused: the plugin's message says why", name(), key));
+  give_up(told, fmt::format("the parameter {}= is refused, and the plugin does not say why", key));
 }
 
 void HostedPlugin::find_thread_model() {
@@ -139,7 +134,7 @@ std::string HostedPlugin::dump() {
 
 void HostedPlugin::start(const disk::Surroundings& surroundings) {
   library_.claim();
-  ::pthread_atfork(nullptr, nullptr, let_signals_through);
+  surroundings.pool.keep_threads();
   if (callbacks().after_fork) configure("after_fork", callbacks().after_fork);
   calls_ = std::make_unique<CallsOfAll>(name(), surroundings.pool,
                                         model_ <= ThreadModel::kSerializeAllRequests);
@@ -236,7 +231,7 @@ Task<Status> HostedPlugin::finish(Loop& loop) {
 }
 
 void HostedPlugin::abandon() {
-  Host::instance().wake();
+  Host::instance().abandon();
   if (calls_) calls_->abandon();
 }
 

@@ -64,6 +64,8 @@ class HostedPlugin final : public disk::Plugin {
   // Calls f() as the callback `method`, while weft starts: throws ConfigError when it gives -1.
   template <typename F>
   void configure(const char* method, F f);
+  // `told_before`: Host::errors_told() before the call that failed.
+  [[noreturn]] void give_up(uint64_t told_before, const std::string& text);
   void find_thread_model();
   [[nodiscard]] uint64_t next_number() const { return last_number_.load() + 1; }
 

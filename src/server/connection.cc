@@ -67,7 +67,7 @@ engine::Task<void> Connection::run() {
   if (shared_.config.handshake_timeout.count() > 0) scope.spawn(close_when_late());
   std::optional<std::vector<std::byte>> received;
   const Status admitted =
-      co_await shared_.plugin.preconnect(loop_, peer_, shared_.config.read_only);
+      co_await excused(shared_.plugin.preconnect(loop_, peer_, shared_.config.read_only));
   if (!admitted) {
     const Error& error = admitted.error();
     reason_ = fmt::format("refused: {}", error.text ? error.text : errno_text(error.code));
@@ -223,7 +223,7 @@ engine::Task<bool> Connection::answer(nbd::ServerHandshake& handshake) {
     }
     if (std::holds_alternative<nbd::WantList>(event)) {
       const Result<std::vector<disk::ExportEntry>> exports =
-          co_await shared_.plugin.list_exports(loop_, shared_.config.read_only);
+          co_await excused(shared_.plugin.list_exports(loop_, shared_.config.read_only));
       if (exports) {
         std::vector<nbd::ListEntry> entries;
         for (const disk::ExportEntry& entry : *exports) {
@@ -275,14 +275,19 @@ engine::Task<bool> Connection::answer_export(nbd::ServerHandshake& handshake,
   co_return true;
 }
 
-engine::Task<Result<OpenExport>> Connection::open(const std::string& name) {
+// What the disk takes is not held against the client.
+template <typename T>
+engine::Task<T> Connection::excused(engine::Task<T> task) {
   opening_ = true;
   const engine::Clock::time_point begin = engine::Clock::now();
-  Result<OpenExport> opened =
-      co_await open_export(shared_.config, shared_.plugin, name, &peer_, loop_);
+  T result = co_await std::move(task);
   late_at_ += engine::Clock::now() - begin;
   opening_ = false;
-  co_return opened;
+  co_return result;
+}
+
+engine::Task<Result<OpenExport>> Connection::open(const std::string& name) {
+  co_return co_await excused(open_export(shared_.config, shared_.plugin, name, &peer_, loop_));
 }
 
 engine::Task<void> Connection::close_export() {

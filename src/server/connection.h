@@ -56,6 +56,8 @@ class Connection {
   engine::Task<bool> send_all(ByteSpan bytes);
   engine::Task<void> close_when_late();
   engine::Task<void> close_export();
+  template <typename T>
+  engine::Task<T> excused(engine::Task<T> task);
   engine::Task<Result<OpenExport>> open(const std::string& name);
 
   Shared& shared_;
@@ -74,7 +76,7 @@ class Connection {
   std::unique_ptr<Transmission> transmission_;
   std::string reason_;  // why the negotiation ended, for the log
   bool draining_ = false;
-  bool opening_ = false;               // the disk is being opened: the client is not late meanwhile
+  bool opening_ = false;               // the plugin is being waited for: the client is not late
   engine::Clock::time_point late_at_;  // when the negotiation must be finished
 };
 

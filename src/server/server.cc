@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <fstream>
+#include <optional>
 #include <thread>
 #include <utility>
 
@@ -23,6 +24,7 @@ namespace weft::server {
 namespace {
 
 constexpr auto kNoDescriptorsPause = std::chrono::milliseconds(100);
+constexpr auto kSameSignal = std::chrono::milliseconds(300);
 constexpr auto kGiveUpTime = std::chrono::milliseconds(100);  // for the last replies to leave
 
 // A quarter of the memory that this process may use.
@@ -179,14 +181,16 @@ engine::Task<void> Server::Impl::accept_from(net::ListeningSocket socket) {
 }
 
 engine::Task<void> Server::Impl::watch_requests(engine::Watch& watch) {
-  bool signalled = false;
+  std::optional<engine::Clock::time_point> signalled;
   for (;;) {
     unsigned char number = 0;
     if (::read(requests, &number, 1) != 1) {
       if (!co_await watch.readable()) co_return;
     } else if (number == 0) {
       begin_stop("asked to");
-    } else if (std::exchange(signalled, true)) {
+    } else if (signalled && engine::Clock::now() - *signalled < kSameSignal) {
+      // timeout(1) and others signal the process, and then its group.
+    } else if (std::exchange(signalled, engine::Clock::now())) {
       log::error("stopped at once by a second signal; requests in progress are lost");
       shared.plugin.abandon();
       ::_exit(1);

@@ -5,7 +5,7 @@
 // returns when the server was told to stop and the last connection is gone. The first request to
 // stop (a signal, a plugin's wish, stop()) stops accepting and reading; what was read is finished
 // and answered within Config::drain_timeout, then the rest gets ESHUTDOWN; the disks are synced. A
-// second signal ends the process at once.
+// second signal ends the process at once (not one within 0.3 s of the first).
 #pragma once
 
 #include <chrono>
@@ -35,8 +35,8 @@ struct Config {
   uint64_t max_memory = 0;         // bytes for requests in progress; 0: a quarter of the RAM
   std::chrono::milliseconds handshake_timeout{10'000};  // 0: none
   std::chrono::milliseconds drain_timeout{10'000};
-  std::chrono::milliseconds end_timeout{
-      100};  // then, for the connections to end; or the process does
+  // Then, for what runs to come back and the connections to end; or the process does.
+  std::chrono::milliseconds end_timeout{1000};
 };
 
 using ListeningSocket = net::ListeningSocket;
