@@ -195,13 +195,83 @@ def test_threads_of_connections(start, weft):
     differ(claim, weft)
 
 
-def test_extents_of_zstd_memory(start, weft):
-    """nbdkit dies of it; weft has no such allocator, and says so."""
-    done = run(weft, "-U", "-", "memory", "1M", "allocator=zstd", "--run", "true", check=False)
-    assert done.returncode == 1 and "zstd" in done.stderr
-    server = start("memory", "1M", "allocator=zstd", program=NBDKIT)
-    server.may_die = True
-    with pytest.raises(nbd.Error):
-        client = server.connect(contexts=["base:allocation"])
-        client.block_status(MIB, 0, lambda *_: 0)
-    wait_until(lambda: not server.alive(), "nbdkit has died of it")
+# What differs, and is not among the lines of the matrix: nbdkit's way first.
+
+def test_failed_flushes(start, weft, folder):
+    once = folder / "failed"
+    words = ("eval", "get_size=echo 1M", "pread=head -c $3 /dev/zero", "can_write=exit 0",
+             "pwrite=cat > /dev/null", "can_flush=exit 0",
+             f"flush=[ -e {once} ] || {{ touch {once}; echo EIO failed >&2; exit 1; }}")
+
+    def second_flush(program):
+        once.unlink(missing_ok=True)
+        server = start(*words, program=program)
+        client = server.connect()
+        try:
+            client.pwrite(bytes(512), 0)
+            with pytest.raises(nbd.Error):
+                client.flush()
+            try:
+                client.flush()
+            except nbd.Error as error:
+                return error.errno
+            return None
+        finally:
+            close(client)
+
+    assert second_flush(NBDKIT) is None
+    assert second_flush(weft) == "EIO"
+
+
+def test_sessions_of_background_servers(weft, folder):
+    def own_session(program, name):
+        pidfile = folder / name
+        run(program, "-U", folder / f"{name}.sock", "-P", pidfile, "null", "1M")
+        wait_until(lambda: pidfile.exists() and pidfile.read_text().strip(), "the pidfile")
+        pid = int(pidfile.read_text())
+        try:
+            return os.getsid(pid) == pid
+        finally:
+            os.kill(pid, signal.SIGTERM)
+
+    assert not own_session(NBDKIT, "nbdkit")
+    assert own_session(weft, "weft")
+
+
+def test_errors_of_the_start(weft, folder):
+    def heard(program):
+        log = folder / f"log-{os.path.basename(os.path.dirname(program))}"
+        done = run(program, f"--log={log}" if program == weft else "--log=null", "-U", "-", "file",
+                   folder / "nosuch", "--run", "true", check=False)
+        assert done.returncode == 1
+        return "nosuch" in done.stderr, log.exists() and "nosuch" in log.read_text()
+
+    assert heard(NBDKIT) == (False, False)
+    assert heard(weft) == (True, True)
+
+
+def test_silence_in_the_handshake(start, weft):
+    def is_left_alone(program, *options):
+        server = start("null", "1M", program=program, options=options)
+        with socket.socket(socket.AF_UNIX) as silent:
+            silent.connect(server.socket)
+            assert silent.recv(18, socket.MSG_WAITALL)[:8] == b"NBDMAGIC"
+            silent.settimeout(2 if program == NBDKIT else 30)
+            try:
+                return silent.recv(1) != b""
+            except TimeoutError:
+                return True
+
+    assert is_left_alone(NBDKIT)
+    assert not is_left_alone(weft, "--timeout=1")
+
+
+def test_sigterm_with_a_command(weft):
+    def status(program):
+        with subprocess.Popen([program, "-U", "-", "null", "--run", "sleep 3"]) as server:
+            time.sleep(1)
+            server.send_signal(signal.SIGTERM)
+            return server.wait(30)
+
+    assert status(weft) == 128 + signal.SIGTERM
+    assert status(NBDKIT) != 128 + signal.SIGTERM

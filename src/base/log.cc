@@ -92,6 +92,10 @@ bool verbose() {
   return state().options.verbose;
 }
 
+Target target() {
+  return state().options.target;
+}
+
 Form form() {
   return state().options.form;
 }

@@ -37,6 +37,7 @@ void configure(const Options& options);
 
 // How lines are made up, as configured.
 [[nodiscard]] Form form();
+[[nodiscard]] Target target();
 
 // `subject`: what the message comes from, as "curl[3]" is the third connection of a hosted plugin;
 // empty: weft itself.

@@ -316,6 +316,9 @@ int give_up(const Personality& personality, const std::string& program,
   const auto* usage = dynamic_cast<const UsageError*>(&error);
   if (usage != nullptr && usage->grammar() && personality.nbdkit) print(usage_text(personality));
   if (*error.what() == '\0') return 1;  // all was said
+  if (log::target() == log::Target::kFile || log::target() == log::Target::kSyslog) {
+    log::error("{}", error.what());  // as well: whoever starts it hears of it in any case
+  }
   const std::string line = start_error_line(personality, program, error);
   (void)!::write(STDERR_FILENO, line.data(), line.size());
   return 1;
