@@ -171,6 +171,10 @@ void check_single(const Options& options, const Personality& personality) {
   if (options.unix_path || options.private_socket) throw_conflict("-s", "-U", kReason);
   if (options.vsock) throw_conflict("-s", "--vsock", kReason);
   if (options.run) throw_conflict("-s", "--run", kReason);
+  if (options.plugin == "sh" && !options.arguments.empty() &&
+      (options.arguments[0] == "-" || options.arguments[0] == "script=-")) {
+    throw_conflict("-s", "sh -", "both would read from standard input");
+  }
   if (options.dump_plugin) throw_conflict("-s", "--dump-plugin", kReason);
   if (options.print_uri) throw_conflict("-s", "--print-uri", kReason);
   if (options.server.shared > 1) throw_conflict("-s", "--shared", kReason);
