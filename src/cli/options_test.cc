@@ -263,6 +263,8 @@ TEST(Options, Combinations) {
     words.insert(words.end(), other.begin(), other.end());
     EXPECT_THAT(error_of(words), AllOf(HasSubstr("-s and "), HasSubstr(other[0])));
   }
+  EXPECT_THAT(error_of({"-s", "sh", "-"}), HasSubstr("-s and sh -"));
+  EXPECT_EQ(error_of({"-s", "sh", "./script", "-"}), "");
   EXPECT_THAT(error_of({"--vsock", "-i", "::1", "memory"}), HasSubstr("--vsock and -i"));
   EXPECT_THAT(error_of({"-U", "x", "-i", "::1", "memory"}), HasSubstr("-p PORT"));
   EXPECT_EQ(error_of({"-U", "x", "-i", "::1", "-p", "1", "memory"}), "");
