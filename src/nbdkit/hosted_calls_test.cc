@@ -145,7 +145,7 @@ TEST_F(HostedCallsTest, TrustIsLostWhenCallsGrowLong) {
 }
 
 TEST_F(HostedCallsTest, CallsThatSleepRunSideBySide) {
-  constexpr int kCount = 200;
+  constexpr int kCount = 100;
   std::atomic<int> inside{0};
   std::atomic<int> most{0};
   const auto one = [&]() -> Task<void> {

@@ -174,8 +174,9 @@ TEST(HostedPlugin, AReadOnlyDiskIsNotAskedHowItIsWritten) {
 
 TEST(HostedPlugin, FailuresOfTheConfigurationNameThePluginAndTheCall) {
   test_control& control = control_of("test_ram");
-  const auto fails = [&](test_method method) {
-    control.fail[method] = EINVAL;
+  // With EOPNOTSUPP without a message of its own.
+  const auto fails = [&](test_method method, int how = EOPNOTSUPP) {
+    control.fail[method] = how;
     const std::string text = refusal_of([] {
       Hosted hosted(test_plugin("test_ram"),
                     [](HostedPlugin& plugin) { plugin.config("key", "secret"); });
@@ -183,11 +184,16 @@ TEST(HostedPlugin, FailuresOfTheConfigurationNameThePluginAndTheCall) {
     control.fail[method] = 0;
     return text;
   };
-  EXPECT_THAT(fails(kConfig), testing::AllOf(HasSubstr("test-ram: the parameter key= was refused"),
+  EXPECT_THAT(fails(kConfig), testing::AllOf(HasSubstr("test-ram: the parameter key= is refused"),
                                              Not(HasSubstr("secret"))));
   EXPECT_THAT(fails(kConfigComplete), HasSubstr("test-ram: config_complete failed"));
   EXPECT_THAT(fails(kGetReady), HasSubstr("test-ram: get_ready failed"));
   EXPECT_THAT(fails(kAfterFork), HasSubstr("test-ram: after_fork failed"));
+  // To what a plugin says nothing is added.
+  testing::internal::CaptureStderr();
+  EXPECT_EQ(fails(kConfig, EINVAL), "");
+  EXPECT_EQ(fails(kAfterFork, EINVAL), "");
+  EXPECT_THAT(testing::internal::GetCapturedStderr(), HasSubstr("fails as it was told to"));
   control.thread_model = 4;
   EXPECT_THAT(refusal_of([] { Hosted hosted(test_plugin("test_ram")); }),
               HasSubstr("thread_model returned 4"));
