@@ -118,4 +118,5 @@ def test_nbdkit_ends_when_connections_are_cut():
 def test_nbdkit_cache_unsafe_ends_on_a_trim_with_fua():
     """An assertion of its own: backend.c, backend_trim."""
     done = check(peer("nbdkit cache filter, unsafe"), "consistency")
-    assert done.status == BROKEN and "server-died" in done.kinds("failed"), done
+    kinds = done.kinds("failed")  # whether it is gone already when that is looked at is chance
+    assert done.status == BROKEN and ("server-died" in kinds or "disconnected" in kinds), done
