@@ -338,26 +338,30 @@ int most_at_once(test_control& control, int model) {
     control.sleep_us[method] = 2000;
   }
   Hosted hosted(test_plugin("test_ram"));
+  std::atomic<uint64_t> clients{0};
   const auto client = [&] {
     const std::unique_ptr<engine::Loop> loop =
         engine::Loop::create(engine::EngineKind::kEpoll, hosted.pool);
-    loop->run_until_done([](HostedPlugin& plugin, engine::Loop& the_loop) -> Task<void> {
-      engine::Scope scope(the_loop);
-      disk::Peer peer;
-      for (int i = 0; i < 3; i++) {
-        (void)co_await plugin.preconnect(the_loop, peer, false);
-        auto disk = co_await disk::open_layer(plugin, "test", {.name = "", .loop = the_loop});
-        for (int k = 0; k < 8; k++) {
-          scope.spawn([](Disk& its_disk, uint64_t offset) -> Task<void> {
-            Bytes data(4096);
-            (void)co_await its_disk.write(offset, data, false);
-            (void)co_await its_disk.read(offset, data);
-          }(**disk, static_cast<uint64_t>(k) * 4096));
-        }
-        co_await scope.join();
-        (void)co_await (*disk)->close();
-      }
-    }(hosted.plugin, *loop));
+    // Nobody keeps two clients' writes apart here, so each has its own place.
+    const uint64_t begin = clients++ * 8 * 4096;
+    loop->run_until_done(
+        [](HostedPlugin& plugin, engine::Loop& the_loop, uint64_t its_begin) -> Task<void> {
+          engine::Scope scope(the_loop);
+          disk::Peer peer;
+          for (int i = 0; i < 3; i++) {
+            (void)co_await plugin.preconnect(the_loop, peer, false);
+            auto disk = co_await disk::open_layer(plugin, "test", {.name = "", .loop = the_loop});
+            for (int k = 0; k < 8; k++) {
+              scope.spawn([](Disk& its_disk, uint64_t offset) -> Task<void> {
+                Bytes data(4096);
+                (void)co_await its_disk.write(offset, data, false);
+                (void)co_await its_disk.read(offset, data);
+              }(**disk, its_begin + static_cast<uint64_t>(k) * 4096));
+            }
+            co_await scope.join();
+            (void)co_await (*disk)->close();
+          }
+        }(hosted.plugin, *loop, begin));
   };
   // As in a server, the loops run as long as a disk is open.
   std::atomic<int> working{2};
